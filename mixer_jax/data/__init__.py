@@ -1,0 +1,1 @@
+"""Examples to batches; no JAX in here."""

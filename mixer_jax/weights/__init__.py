@@ -1,0 +1,1 @@
+"""Parameters outside a run: files, formats, names."""

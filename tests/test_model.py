@@ -1,0 +1,287 @@
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import mixer_jax
+from mixer_jax.model import MixerBlock, MlpBlock, MlpMixer, Patches
+from mixer_jax.variants import VARIANTS
+
+# Parameters at 224 px without a head and, where vit_jax asserts it, with 1000 classes.
+PARAMETERS = {
+    "S/32": (18_591_624, None),
+    "S/16": (18_015_264, None),
+    "S/8": (20_133_504, None),  # from the published file's size in bytes
+    "B/32": (59_524_428, 60_293_428),
+    "B/16": (59_111_472, 59_880_472),
+    "L/32": (205_914_264, None),
+    "L/16": (207_171_168, 208_196_168),
+    "H/14": (431_069_952, None),
+}
+TINY = {
+    "patches": Patches((4, 4)),
+    "num_blocks": 3,
+    "hidden_dim": 24,
+    "tokens_mlp_dim": 10,
+    "channels_mlp_dim": 40,
+}
+
+
+def count_parameters(name: str, num_classes: int) -> int:
+    model = mixer_jax.create_model(name, num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    init = lambda x: model.init(jax.random.key(0), x, train=False)
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, images)["params"]))
+
+
+def init_random(model: MlpMixer, image_shape: tuple[int, ...]) -> dict:
+    """Parameters that are all random, the head and the biases too."""
+    params = model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    leaves, treedef = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(
+        treedef, [x + 0.1 * rng.standard_normal(x.shape, "float32") for x in leaves]
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_counts(name):
+    without_head, with_head = PARAMETERS[name]
+    assert count_parameters(name, 0) == without_head
+    if with_head:
+        assert count_parameters(name, 1000) == with_head
+
+
+def test_forward_and_gradients_equal_the_original(golden):
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+    model = MlpMixer(num_classes=7, **TINY)
+
+    def loss_fn(params):
+        logits, state = model.apply(
+            {"params": params}, data["images"], train=True, mutable=["intermediates"]
+        )
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, data["labels"])
+        return loss.mean(), (logits, state["intermediates"]["pre_logits"][0])
+
+    (loss, (logits, pre_logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params
+    )
+    np.testing.assert_allclose(loss, data["loss"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, data["logits"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(pre_logits, data["pre_logits"], atol=1e-5, rtol=0)
+    expected = golden.tree(data, "grads/")
+    assert jax.tree.structure(grads) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda found, want: np.testing.assert_allclose(found, want, atol=1e-5, rtol=0),
+        grads,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("num_classes", [0, None])
+def test_without_head_returns_pre_logits(golden, num_classes):
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+    del params["head"]
+    model = MlpMixer(num_classes=num_classes, **TINY)
+    pre_logits = model.apply({"params": params}, data["images"], train=False)
+    np.testing.assert_allclose(pre_logits, data["pre_logits"], atol=1e-5, rtol=0)
+
+
+def test_mixer_is_a_cnn():
+    """Channel mixing is 1x1 convolutions; token mixing, full-size depth-wise ones."""
+    model = MlpMixer(num_classes=5, **TINY)
+    variables = init_random(model, (16, 16, 3))
+    p = variables["params"]
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    norm = lambda x, q: nn.LayerNorm().apply({"params": q}, x)
+    vector = lambda x: x.reshape(1, 1, 1, -1)
+
+    def conv(x, kernel, groups=1, strides=(1, 1)):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def mix_tokens(x, q):
+        n, h, w, c = x.shape
+        # One filter of the whole grid per hidden unit, the same for every channel:
+        # output [n, 1, 1, c * hidden].
+        shared = q["Dense_0"]["kernel"].reshape(h, w, 1, -1)
+        hidden = conv(x, jnp.tile(shared, (1, 1, 1, c)), groups=c)
+        hidden = nn.gelu(hidden.reshape(n, 1, c, -1) + vector(q["Dense_0"]["bias"]))
+        # Back to the grid by a 1x1 convolution over hidden units.
+        kernel = q["Dense_1"]["kernel"][None, None]
+        y = conv(hidden, kernel) + vector(q["Dense_1"]["bias"])
+        return y.reshape(n, c, h, w).transpose(0, 2, 3, 1)
+
+    def mix_channels(x, q):
+        y = conv(x, q["Dense_0"]["kernel"][None, None])
+        y = nn.gelu(y + vector(q["Dense_0"]["bias"]))
+        y = conv(y, q["Dense_1"]["kernel"][None, None])
+        return y + vector(q["Dense_1"]["bias"])
+
+    x = conv(images, p["stem"]["kernel"], strides=(4, 4))
+    x = x + vector(p["stem"]["bias"])
+    for i in range(3):
+        q = p[f"MixerBlock_{i}"]
+        x = x + mix_tokens(norm(x, q["LayerNorm_0"]), q["token_mixing"])
+        x = x + mix_channels(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
+    x = norm(x, p["pre_head_layer_norm"]).mean((1, 2))
+    logits = x @ p["head"]["kernel"] + p["head"]["bias"][None]
+
+    np.testing.assert_allclose(
+        model.apply(variables, images, train=False), logits, atol=1e-5, rtol=0
+    )
+
+
+def test_non_square_images_and_patches_any_channel_count():
+    model = MlpMixer(num_classes=5, **(TINY | {"patches": Patches((2, 5))}))
+    images = jnp.ones((3, 8, 15, 4))
+    variables = model.init(jax.random.key(0), images, train=False)
+    block = variables["params"]["MixerBlock_0"]
+    assert block["token_mixing"]["Dense_0"]["kernel"].shape == (4 * 3, 10)
+    assert variables["params"]["stem"]["kernel"].shape == (2, 5, 4, 24)
+    assert model.apply(variables, images, train=False).shape == (3, 5)
+
+
+def test_tokens_are_the_grid_row_by_row():
+    model = MlpMixer(num_classes=None, **(TINY | {"num_blocks": 1}))
+    images = jax.random.normal(jax.random.key(0), (1, 8, 12, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    filter_ = lambda module, _: module.name == "stem"
+    _, state = model.apply(
+        variables, images, train=False, capture_intermediates=filter_
+    )
+    grid = state["intermediates"]["stem"]["__call__"][0]
+    block = MixerBlock(10, 40)
+    tokens = jnp.stack([grid[:, h, w] for h in range(2) for w in range(3)], axis=1)
+    out = block.apply({"params": variables["params"]["MixerBlock_0"]}, tokens)
+    norm = nn.LayerNorm().apply(
+        {"params": variables["params"]["pre_head_layer_norm"]}, out
+    )
+    np.testing.assert_allclose(
+        model.apply(variables, images, train=False), norm.mean(1), atol=1e-6
+    )
+
+
+def test_image_that_patches_do_not_divide():
+    model = MlpMixer(num_classes=5, **TINY)
+    with pytest.raises(ValueError, match=re.escape("18x16 pixels")) as error:
+        model.init(jax.random.key(0), jnp.zeros((1, 18, 16, 3)), train=False)
+    assert "4x4" in str(error.value)
+
+
+def test_parameters_for_another_number_of_tokens():
+    model = MlpMixer(num_classes=5, **TINY)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+    with pytest.raises(ValueError, match=r"make 20 tokens.* are for 16"):
+        model.apply(variables, jnp.zeros((1, 16, 20, 3)), train=False)
+
+
+def test_head_kernel_starts_at_zero():
+    model = MlpMixer(num_classes=5, **TINY)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+    assert not variables["params"]["head"]["kernel"].any()
+
+
+def branch_masks(block, variables, x, key):
+    """Which examples kept the token branch, of a block whose channel branch is 0."""
+    out = block.apply(variables, x, train=True, rngs={"dropout": key})
+    full = block.apply(variables, x, train=False)
+    kept = jnp.isclose(out, full, atol=1e-6).all((1, 2))
+    dropped = jnp.isclose(out, x, atol=1e-6).all((1, 2))
+    assert (kept ^ dropped).all()  # whole branch or nothing, and no rescaling
+    return kept
+
+
+def test_stochastic_depth_drops_whole_branches_without_rescaling():
+    x = jax.random.normal(jax.random.key(0), (4000, 4, 6))
+    block = MixerBlock(5, 7, stoch_depth=0.3)
+    variables = block.init(jax.random.key(1), x)
+    for branch in ("token_mixing", "channel_mixing"):
+        silent = {"params": dict(variables["params"])}
+        silent["params"][branch] = jax.tree.map(
+            jnp.zeros_like, silent["params"][branch]
+        )
+        kept = branch_masks(block, silent, x, jax.random.key(2))
+        # Binomial with n = 4000: four standard deviations are 0.029.
+        assert abs(kept.mean() - 0.7) < 0.029
+
+
+def test_stochastic_depth_rises_linearly_over_blocks():
+    seen = []
+
+    def record(next_fun, args, kwargs, context):
+        if isinstance(context.module, MixerBlock) and context.method_name == "__call__":
+            seen.append(context.module.stoch_depth)
+        return next_fun(*args, **kwargs)
+
+    model = MlpMixer(num_classes=5, stoch_depth=0.1, **(TINY | {"num_blocks": 5}))
+    with nn.intercept_methods(record):
+        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    np.testing.assert_allclose(seen, [0.0, 0.025, 0.05, 0.075, 0.1])
+    one = MlpMixer(num_classes=5, stoch_depth=0.1, **(TINY | {"num_blocks": 1}))
+    seen.clear()
+    with nn.intercept_methods(record):
+        one.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    assert seen == [0.0]
+
+
+def test_dropout_follows_gelu_and_second_dense():
+    x = jnp.ones((200, 8))
+    mlp = MlpBlock(64, dropout_rate=0.5)
+    params = mlp.init(jax.random.key(0), x)["params"]
+    apply = lambda train: mlp.apply(
+        {"params": params}, x, train=train, rngs={"dropout": jax.random.key(1)}
+    )
+    dropped = apply(True)
+    assert abs((dropped == 0).mean() - 0.5) < 0.05  # after the second Dense
+    survivors = dropped[:, 0][dropped[:, 0] != 0]
+    assert len(np.unique(survivors)) > 50  # hidden units were dropped too
+    assert not (apply(False) == 0).any()
+
+
+def test_evaluation_needs_no_rng_and_ignores_dropout(golden):
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+    model = MlpMixer(num_classes=7, dropout_rate=0.5, stoch_depth=0.5, **TINY)
+    logits = model.apply({"params": params}, data["images"], train=False)
+    np.testing.assert_allclose(logits, data["logits"], atol=1e-5, rtol=0)
+
+
+def test_bfloat16_activations_keep_float32_parameters_and_logits(golden):
+    data = golden.load("forward.npz")
+    model = MlpMixer(num_classes=7, dtype="bfloat16", **TINY)
+    variables = model.init(jax.random.key(0), data["images"], train=False)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, state = model.apply(
+        {"params": golden.tree(data, "params/")},
+        data["images"],
+        train=False,
+        capture_intermediates=True,
+    )
+    blocks = state["intermediates"]["MixerBlock_2"]["__call__"][0]
+    assert blocks.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, data["logits"], atol=0.2)
+
+
+def test_create_model_takes_both_spellings_and_overrides():
+    assert mixer_jax.create_model("B/16", 10).hidden_dim == 768
+    model = mixer_jax.create_model("Mixer-L_16", 10, num_blocks=2, stoch_depth=0.1)
+    assert (model.hidden_dim, model.num_blocks, model.stoch_depth) == (1024, 2, 0.1)
+    with pytest.raises(ValueError, match=r"'B/15'.*B/16"):
+        mixer_jax.create_model("B/15")
+    with pytest.raises(TypeError, match="stochastic_depth"):
+        mixer_jax.create_model("B/16", stochastic_depth=0.1)
