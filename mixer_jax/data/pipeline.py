@@ -1,0 +1,190 @@
+"""Batches of examples with Grain: shuffle, transform, shard by process, batch.
+
+The training stream is a function of (seed, position) alone: example i of the stream
+draws its image and its augmentation from i, and step s takes examples
+[s * batch, (s + 1) * batch). Resuming is starting at a step, and the number of
+processes that share the work changes nothing.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform, decode
+from mixer_jax.data.sources import Example, Source
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+# Reading, decoding and resizing release Python's lock, so threads do.
+NUM_THREADS = min(os.cpu_count() or 1, 64)
+
+
+def train_batches(
+    source: Source,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields this process's rows of one training batch after another, without end.
+
+    An image that cannot be read is reported and replaced by another one, drawn from
+    the same generator.
+
+    Args:
+      source: the examples.
+      transform: from an image and a generator to what the model sees.
+      batch_size: examples of a whole batch, over all processes.
+      seed: of order and augmentation.
+      start_step: the step of the first batch.
+      prefetch: how many batches to prepare ahead.
+      process_index: this process gets the process_index-th equal part of each batch.
+      process_count: number of processes.
+
+    Yields:
+      `image` [rows, crop, crop, 3] and `label` int32 [rows].
+
+    Raises:
+      ValueError: process_count does not divide batch_size.
+    """
+    unreadable = _Unreadable()
+
+    def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        for _ in range(100):
+            image = unreadable.decode_or_none(example)
+            if image is not None:
+                return {
+                    "image": transform(image, rng),
+                    "label": np.int32(example.label),
+                }
+            example = source[int(rng.integers(len(source)))]
+        raise ImageError("100 images in a row cannot be read; is the storage all right?")
+
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    stream = stream.random_map(prepare)
+    rows = _rows_per_process(batch_size, process_count)
+
+    def position(i: int) -> int:
+        step, row = divmod(i, rows)
+        return (start_step + step) * batch_size + process_index * rows + row
+
+    view = _View(stream, position, len(stream) // batch_size * rows)
+    return _batches(view, rows, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    transform: EvalTransform,
+    *,
+    batch_size: int,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields this process's rows of every example, once and in order.
+
+    All batches have the same size: the last one is padded, and padding, like an image
+    that cannot be read (which is reported), has mask 0.
+
+    Args:
+      source: the examples.
+      transform: from an image to what the model sees.
+      batch_size: examples of a whole batch, over all processes.
+      prefetch: how many batches to prepare ahead.
+      process_index: this process gets the process_index-th equal part of each batch.
+      process_count: number of processes.
+
+    Yields:
+      `image` [rows, crop, crop, 3], `label` int32 [rows] and `mask` float32 [rows].
+
+    Raises:
+      ValueError: process_count does not divide batch_size.
+    """
+    unreadable = _Unreadable()
+    blank = transform(np.zeros((transform.crop, transform.crop, 3), np.uint8)) * 0
+
+    def prepare(i: int) -> dict[str, Any]:
+        image, label = None, 0
+        if i < len(source):
+            example = source[i]
+            image, label = unreadable.decode_or_none(example), example.label
+        return {
+            "image": blank if image is None else transform(image),
+            "label": np.int32(label),
+            "mask": np.float32(image is not None),
+        }
+
+    num_batches = -(-len(source) // batch_size)
+    stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)
+    rows = _rows_per_process(batch_size, process_count)
+
+    def position(i: int) -> int:
+        batch, row = divmod(i, rows)
+        return batch * batch_size + process_index * rows + row
+
+    return _batches(_View(stream, position, num_batches * rows), rows, prefetch)
+
+
+class _Unreadable:
+    """Decodes examples and reports each unreadable one once."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def decode_or_none(self, example: Example) -> np.ndarray | None:
+        if isinstance(example.image, np.ndarray):
+            return example.image
+        try:
+            return decode(example.image)
+        except ImageError as error:
+            if example.name not in self.names:
+                self.names.add(example.name)
+                logger.warning(
+                    "skipping %s: %s (%d so far)", example.name, error, len(self.names)
+                )
+            return None
+
+
+class _View:
+    """The items of a dataset at chosen positions."""
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        position: Callable[[int], int],
+        length: int,
+    ):
+        self._dataset, self._position, self._length = dataset, position, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self._dataset[self._position(index)]
+
+
+def _rows_per_process(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split evenly over {process_count} "
+            "processes."
+        )
+    return batch_size // process_count
+
+
+def _batches(view: _View, rows: int, prefetch: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(
+        num_threads=NUM_THREADS, prefetch_buffer_size=max(prefetch * rows, NUM_THREADS)
+    )
+    dataset = grain.MapDataset.source(view).to_iter_dataset(options).batch(rows)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1))

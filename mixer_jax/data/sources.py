@@ -1,0 +1,451 @@
+"""Datasets as random-access examples: digits, image files, TensorFlow Datasets.
+
+`open_dataset` finds out which of them a name means; `Dataset.split` then gives the
+examples of a split expression such as "train[:98%]".
+"""
+
+import csv
+import dataclasses
+import difflib
+import importlib.util
+import logging
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+# What a run trains and evaluates on unless told otherwise; all else is "train", "test".
+# vit_jax keeps the last 2 % of CIFAR and 1 % of ImageNet out of training.
+DEFAULT_SPLITS = {
+    "cifar10": ("train[:98%]", "test"),
+    "cifar100": ("train[:98%]", "test"),
+    "imagenet2012": ("train[:99%]", "validation"),
+}
+
+
+class DatasetError(ValueError):
+    """A dataset that is not there or not as it should be."""
+
+
+class Example(NamedTuple):
+    """One labelled image.
+
+    Attributes:
+      image: the encoded file, or uint8 [height, width, 3].
+      label: index into the dataset's class names.
+      name: what to call the example in a message.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Examples by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class Dataset(Protocol):
+    """A labelled dataset of one or more splits."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    def split(self, expression: str) -> Source:
+        """Returns the examples of "train", "train[:98%]", "test[100:200]", …
+
+        Raises:
+          DatasetError: the expression is malformed, names a split that is not there,
+            or leaves nothing.
+        """
+        ...
+
+
+def open_dataset(
+    name: str, *, data_dir: str | None = None, manual_dir: str | None = None
+) -> Dataset:
+    """Opens the dataset called `name`.
+
+    Args:
+      name: "digits"; a folder of images; a .csv or .tsv file of paths and labels; or
+        any name that TensorFlow Datasets knows, such as "cifar10".
+      data_dir: where TensorFlow Datasets keeps prepared datasets.
+      manual_dir: where it finds files that one must download by hand.
+
+    Raises:
+      DatasetError: there is no such dataset, or it cannot be read.
+    """
+    if name == "digits":
+        return _open_digits()
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        return _open_table(path)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise DatasetError(
+            f"There is no folder or .csv/.tsv file {name!r}. Expected a folder with "
+            "train/<class>/<image> and test/<class>/<image>."
+        )
+    return _TfdsDataset(name, data_dir, manual_dir)
+
+
+def default_splits(name: str) -> tuple[str, str]:
+    """Returns the split expressions (train, test) of a dataset used in the usual way."""
+    return DEFAULT_SPLITS.get(name.split(":")[0], ("train", "test"))
+
+
+# --- Datasets whose examples are listed in memory: digits, folders, tables -------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArraySource:
+    """Images that are in memory."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return Example(
+            self.images[index], int(self.labels[index]), f"example {index}"
+        )
+
+    def take(self, indices: np.ndarray) -> "_ArraySource":
+        return _ArraySource(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class _FileSource:
+    """Images in files, read when asked for."""
+
+    paths: Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> Example:
+        path = self.paths[index]
+        with open(path, "rb") as file:
+            return Example(file.read(), int(self.labels[index]), path)
+
+    def take(self, indices: np.ndarray) -> "_FileSource":
+        return _FileSource([self.paths[i] for i in indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class _ListedDataset:
+    """Splits whose examples are all listed."""
+
+    name: str
+    class_names: Sequence[str]
+    splits: Mapping[str, _ArraySource | _FileSource]
+
+    def split(self, expression: str) -> Source:
+        match = re.fullmatch(
+            r"(?P<split>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?", expression
+        )
+        if match is None:
+            raise DatasetError(
+                f"{self.name}: cannot read the split {expression!r}. Expected something "
+                "like 'train', 'train[:90%]' or 'train[100:200]'."
+            )
+        if match["split"] not in self.splits:
+            hint = ""
+            if set(self.splits) == {"train"}:
+                hint = (
+                    " To hold some of it out: --config.pp.train='train[:90%]' "
+                    "--config.pp.test='train[90%:]'."
+                )
+            raise DatasetError(
+                f"{self.name} has no split {match['split']!r}; it has "
+                f"{', '.join(map(repr, self.splits))}.{hint}"
+            )
+        whole = self.splits[match["split"]]
+        if expression == match["split"]:
+            return whole
+        start = _bound(match["start"] or "0", len(whole))
+        stop = _bound(match["stop"] or "100%", len(whole))
+        if start >= stop:
+            raise DatasetError(
+                f"{self.name}: the split {expression!r} is empty; {match['split']!r} "
+                f"has {len(whole)} examples."
+            )
+        return whole.take(_stratified_order(whole.labels)[start:stop])
+
+
+def _bound(text: str, length: int) -> int:
+    """Reads "10%" or "100" as a position; rounds to the closest, as TFDS does."""
+    percent = text.endswith("%")
+    value = round(int(text[:-1]) * length / 100) if percent else int(text)
+    return min(max(value + length if value < 0 else value, 0), length)
+
+
+def _stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A shuffled order of which any slice has about each class's share.
+
+    Each class is shuffled and spread evenly over the whole.
+    """
+    rng = np.random.default_rng(seed)
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.argsort(position, kind="stable")
+
+
+def _open_digits() -> _ListedDataset:
+    """scikit-learn's 1,797 handwritten digits; every fifth of a class is for testing."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    data = load_digits()
+    levels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    images = np.repeat(levels[..., None], 3, axis=-1)  # grey as RGB, [1797, 8, 8, 3]
+    labels = data.target.astype(np.int64)
+    is_test = np.zeros(len(labels), bool)
+    for label in range(10):
+        is_test[np.flatnonzero(labels == label)[::5]] = True
+    return _ListedDataset(
+        "digits",
+        [str(name) for name in data.target_names],
+        {
+            "train": _ArraySource(images[~is_test], labels[~is_test]),
+            "test": _ArraySource(images[is_test], labels[is_test]),
+        },
+    )
+
+
+def _open_folder(root: pathlib.Path) -> _ListedDataset:
+    """A folder {train,test,…}/<class>/…/<image>, or <class>/…/<image> as "train".
+
+    All splits share one list of classes: the sorted names of all class folders.
+    """
+    if (root / "train").is_dir():
+        split_dirs = {path.name: path for path in _subfolders(root)}
+    else:
+        split_dirs = {"train": root}
+    class_dirs = {
+        split: {path.name: path for path in _subfolders(split_dir)}
+        for split, split_dir in split_dirs.items()
+    }
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in split_dirs}
+    ignored: Counter[str] = Counter()
+    for split, classes in class_dirs.items():
+        for class_name, class_dir in classes.items():
+            for folder, subfolders, files in os.walk(class_dir, followlinks=True):
+                subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+                for file in sorted(files):
+                    if file.startswith("."):
+                        continue
+                    if file.lower().endswith(IMAGE_ENDINGS):
+                        rows[split].append((os.path.join(folder, file), class_name))
+                    else:
+                        ignored[pathlib.Path(file).suffix.lower()] += 1
+    if ignored:
+        logger.warning(
+            "%s: ignored %d files that are not %s (%s)",
+            root,
+            ignored.total(),
+            " ".join(IMAGE_ENDINGS),
+            ", ".join(f"{n} {ending or 'without ending'}" for ending, n in ignored.items()),
+        )
+    all_classes = sorted(set().union(*class_dirs.values()))
+    return _list_files(str(root), rows, all_classes)
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
+    )
+
+
+def _open_table(path: pathlib.Path) -> _ListedDataset:
+    """A CSV or TSV with a header: path, label and, if there are several, split."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(
+            file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","
+        )
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns):
+            raise DatasetError(
+                f"{path}: the first line is {columns}. Expected a header with the "
+                "columns path and label, and optionally split."
+            )
+        for row in reader:
+            if not row["path"] or not row["label"]:
+                raise DatasetError(f"{path}, line {reader.line_num}: found {row}.")
+            split = row.get("split") or "train"
+            image = os.path.join(path.parent, row["path"])
+            rows.setdefault(split, []).append((image, row["label"]))
+    return _list_files(
+        str(path), rows, sorted({label for split in rows.values() for _, label in split})
+    )
+
+
+def _list_files(
+    name: str, rows: Mapping[str, list[tuple[str, str]]], class_names: list[str]
+) -> _ListedDataset:
+    """Turns rows (path, class name) into sources, and says which classes are odd."""
+    empty = [split for split, files in rows.items() if not files]
+    if empty or not rows:
+        raise DatasetError(
+            f"{name}: no images in {', '.join(empty) or 'it'}. Expected "
+            f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
+            "in any letter case."
+        )
+    index = {class_name: i for i, class_name in enumerate(class_names)}
+    for split, files in rows.items():
+        missing = sorted(set(class_names) - {class_name for _, class_name in files})
+        if missing:
+            logger.warning(
+                "%s: %d of %d classes have no image in %s: %s",
+                name,
+                len(missing),
+                len(class_names),
+                split,
+                ", ".join(missing[:10]) + (", …" if len(missing) > 10 else ""),
+            )
+    return _ListedDataset(
+        name,
+        class_names,
+        {
+            split: _FileSource(
+                [path for path, _ in files],
+                np.array([index[class_name] for _, class_name in files]),
+            )
+            for split, files in rows.items()
+        },
+    )
+
+
+# --- TensorFlow Datasets ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _TfdsSource:
+    """Examples of a TFDS data source, images still encoded."""
+
+    name: str
+    records: Sequence[Mapping]
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Example:
+        record = self.records[index]
+        return Example(
+            record[self.image_key],
+            int(record[self.label_key]),
+            f"{self.name}, example {index}",
+        )
+
+
+class _TfdsDataset:
+    """Any image classification dataset of TensorFlow Datasets.
+
+    TensorFlow is needed to download and prepare one, once; reading needs none.
+    """
+
+    def __init__(self, name: str, data_dir: str | None, manual_dir: str | None):
+        import tensorflow_datasets as tfds  # half a second, and only here
+
+        self.name = name
+        self._tfds = tfds
+        try:
+            self._builder = tfds.builder(
+                name, data_dir=data_dir, file_format="array_record"
+            )
+        except tfds.core.DatasetNotFoundError as error:
+            known = tfds.list_builders(with_community_datasets=False)
+            raise DatasetError(_unknown_dataset(name, known)) from error
+        except ImportError as error:
+            raise DatasetError(_needs_tensorflow(name, data_dir)) from error
+        if not self._builder.is_prepared():
+            if importlib.util.find_spec("tensorflow") is None:
+                raise DatasetError(_needs_tensorflow(name, self._builder.data_dir))
+            self._prepare(manual_dir)
+        self._image_key, self._label_key = self._find_keys()
+
+    def _prepare(self, manual_dir: str | None) -> None:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # leave the memory to JAX
+        tf.config.set_visible_devices([], "TPU")
+        logger.info("preparing %s in %s, once", self.name, self._builder.data_dir)
+        self._builder.download_and_prepare(
+            download_config=self._tfds.download.DownloadConfig(manual_dir=manual_dir)
+        )
+
+    def _find_keys(self) -> tuple[str, str]:
+        """Names the image and label features: the supervised pair, or the only two."""
+        info, features = self._builder.info, self._tfds.features
+        images = [k for k, v in info.features.items() if isinstance(v, features.Image)]
+        labels = [
+            k for k, v in info.features.items() if isinstance(v, features.ClassLabel)
+        ]
+        image, label = info.supervised_keys or (images + labels)
+        if image not in images or label not in labels:
+            raise DatasetError(
+                f"{self.name} is not an image classification dataset: it has "
+                f"{dict(info.features.items())}."
+            )
+        return image, label
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self._builder.info.features[self._label_key].names
+
+    def split(self, expression: str) -> Source:
+        decoders = {self._image_key: self._tfds.decode.SkipDecoding()}
+        try:
+            records = self._builder.as_data_source(expression, decoders=decoders)
+        except NotImplementedError as error:
+            raise DatasetError(
+                f"{self.name} in {self._builder.data_dir} is stored as "
+                f"{self._builder.info.file_format.value}, which cannot be read in random "
+                "order. Prepare it as array_record: give another tfds_data_dir, or "
+                "convert it with `tfds convert_format --dataset_dir="
+                f"{self._builder.data_dir} --out_file_format=array_record "
+                "--out_path=<new folder>`."
+            ) from error
+        except ValueError as error:
+            raise DatasetError(f"{self.name}, split {expression!r}: {error}") from error
+        return _TfdsSource(
+            f"{self.name} {expression}", records, self._image_key, self._label_key
+        )
+
+
+def _unknown_dataset(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name.split(":")[0], known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"There is no dataset {name!r}: neither a folder or .csv/.tsv file of that name "
+        f"nor a dataset of TensorFlow Datasets.{hint}"
+    )
+
+
+def _needs_tensorflow(name: str, folder: object) -> str:
+    where = f"in {folder}" if folder else "in ~/tensorflow_datasets"
+    return (
+        f"{name} is not prepared {where}, and preparing it takes TensorFlow, once. "
+        'Install it with `pip install -e ".[tfds]"` and start again, or set '
+        "--config.tfds_data_dir to where the dataset is prepared as array_record."
+    )

@@ -1,0 +1,75 @@
+"""Checkpoints of a run with Orbax: written in the background, whole or not at all.
+
+Orbax writes to a temporary folder and renames it, so an interrupted save leaves the
+older checkpoints as they were. The position in the data needs no file of its own: it
+is the state's step.
+"""
+
+import pathlib
+from types import TracebackType
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from mixer_jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, under <workdir>/checkpoints."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        """Opens the folder, or makes it.
+
+        Args:
+          workdir: of the run.
+          keep: how many checkpoints stay; older ones are deleted.
+        """
+        self.path = workdir / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.path.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.LatestN(keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving; `state` may be donated as soon as this returns."""
+        if step != self.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Returns the newest state, on the devices and with the shardings of `like`.
+
+        Args:
+          like: a state, or the shapes, dtypes and shardings of one.
+        """
+        step = self._manager.latest_step()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def reached_preemption(self, step: int) -> bool:
+        """Tells whether the platform announced that this job will be stopped."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()

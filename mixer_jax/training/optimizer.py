@@ -1,0 +1,93 @@
+"""Learning-rate schedules and optimizers, from Optax."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+DECAY_TYPES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("sgd", "adam")
+
+
+def create_schedule(
+    decay_type: str,
+    base_lr: float,
+    total_steps: int,
+    warmup_steps: int,
+    linear_end: float = 1e-5,
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, counted from 0.
+
+    Linear warm-up from 0 over `warmup_steps`, multiplied with a decay that starts
+    where the warm-up ends (vit_jax, big_vision).
+
+    Args:
+      decay_type: "cosine" to 0, "linear" to linear_end, or "constant".
+      base_lr: highest learning rate.
+      total_steps: where the decay ends.
+      warmup_steps: 0 for none.
+      linear_end: learning rate at the end of a linear decay.
+
+    Raises:
+      ValueError: decay_type is none of these.
+    """
+    if decay_type not in DECAY_TYPES:
+        raise ValueError(
+            f"decay_type is {decay_type!r}; expected one of {', '.join(DECAY_TYPES)}."
+        )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        progress = jnp.clip(progress, 0.0, 1.0)
+        lr = jnp.asarray(base_lr, jnp.float32)
+        if decay_type == "cosine":
+            lr = lr * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        elif decay_type == "linear":
+            lr = linear_end + (lr - linear_end) * (1.0 - progress)
+        return lr * jnp.minimum(1.0, step / warmup_steps) if warmup_steps else lr
+
+    return schedule
+
+
+def create_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    grad_norm_clip: float | None = 1.0,
+    optim_dtype: str = "bfloat16",
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Returns the optimizer.
+
+    Args:
+      name: "sgd" with momentum 0.9 (fine-tuning, paper section 3), or "adam" with
+        beta 0.9 and 0.999 (pre-training, paper appendix A).
+      schedule: learning rate by step.
+      grad_norm_clip: highest global norm of the gradient; None for no limit.
+      optim_dtype: of the momentum, or of Adam's first moment.
+      weight_decay: of kernels, decoupled: a step subtracts
+        learning rate * weight_decay * kernel. big_vision's figure is this one times
+        its base learning rate.
+
+    Raises:
+      ValueError: there is no optimizer of that name.
+    """
+    if name == "sgd":
+        scale = optax.trace(decay=0.9, accumulator_dtype=optim_dtype)
+    elif name == "adam":
+        scale = optax.scale_by_adam(b1=0.9, b2=0.999, mu_dtype=optim_dtype)
+    else:
+        raise ValueError(
+            f"optimizer is {name!r}; expected one of {', '.join(OPTIMIZERS)}."
+        )
+    clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip else None
+    decay = optax.add_decayed_weights(weight_decay, _is_kernel) if weight_decay else None
+    steps = [clip, scale, decay, optax.scale_by_learning_rate(schedule)]
+    return optax.chain(*(step for step in steps if step is not None))
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == "kernel", params
+    )

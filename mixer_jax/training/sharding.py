@@ -1,0 +1,74 @@
+"""Where batches and state live: one mesh of all devices, axes "data" and "fsdp".
+
+Every device computes on its own rows of a batch. Over "fsdp" the large parameters and
+their optimizer state are split too; with fsdp=1 they are replicated. XLA derives the
+communication.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Splitting small arrays saves nothing and costs a message each.
+MIN_SPLIT_SIZE = 2**16
+
+
+def create_mesh(fsdp: int = 1) -> Mesh:
+    """Returns a mesh ("data", "fsdp") of all devices of all processes.
+
+    Args:
+      fsdp: devices that share one copy of the state.
+
+    Raises:
+      ValueError: fsdp does not divide the number of devices.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise ValueError(
+            f"mesh.fsdp is {fsdp}, which does not divide the {devices} devices."
+        )
+    return jax.make_mesh(
+        (devices // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Returns shardings for a tree of arrays or their shapes.
+
+    Arrays of at least MIN_SPLIT_SIZE elements are split over "fsdp" along their longest
+    axis that it divides; all others are replicated.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def shard(x: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(x.shape) if size % fsdp == 0]
+        if fsdp == 1 or x.size < MIN_SPLIT_SIZE or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(shard, state)
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Sends this process's rows of a batch to its devices.
+
+    Returns arrays of the whole batch, over all processes.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, rows)
+        for key, rows in batch.items()
+    }

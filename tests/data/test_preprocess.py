@@ -1,0 +1,128 @@
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixer_jax.data import preprocess
+
+IMAGES = range(4)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "tolerance"),
+    [
+        ("resize", 1e-5),
+        ("resize_then_central_crop", 1e-5),
+        ("resize_small_then_central_crop", 2.0001 / 255),
+    ],
+)
+@pytest.mark.parametrize("i", IMAGES)
+def test_evaluation_equals_the_original(golden, evaluation, tolerance, i):
+    data = golden.load("preprocess.npz")
+    kwargs = {"crop": 32, "evaluation": evaluation, "resize": 40}
+    want = data[f"{evaluation}_{i}"]
+    exact = preprocess.EvalTransform(**kwargs, transfer="float32")(data[f"image_{i}"])
+    np.testing.assert_allclose(exact, want, atol=tolerance, rtol=0)
+    # As uint8 the same, rounded to the nearest of 256 levels.
+    rounded = preprocess.EvalTransform(**kwargs)(data[f"image_{i}"])
+    assert rounded.dtype == np.uint8
+    np.testing.assert_allclose(
+        preprocess.scale(rounded), exact, atol=1 / 255 + 1e-6, rtol=0
+    )
+
+
+def crop_features(crops, height, width):
+    top, left, h, w = np.asarray(crops, np.float64).T
+    return {
+        "area": h * w / (height * width),
+        "ratio": w / h,
+        "centre y": top + h / 2,
+        "centre x": left + w / 2,
+    }
+
+
+@pytest.mark.parametrize("size", ["375x500", "32x32", "500x333"])
+def test_crops_are_distributed_as_the_original(golden, size):
+    height, width = map(int, size.split("x"))
+    rng = np.random.default_rng(0)
+    crops = [
+        preprocess.sample_inception_crop(rng, height, width) for _ in range(20_000)
+    ]
+    found = crop_features(crops, height, width)
+    want = crop_features(golden.load("inception_crop_samples.npz")[size], height, width)
+    for name in found:
+        p_value = stats.ks_2samp(found[name], want[name]).pvalue
+        assert p_value > 0.01, f"{name}: p = {p_value}"
+
+
+def test_area_uniform_crops_would_not_pass(golden):
+    """The test above has the power to reject what torchvision and timm do."""
+    rng = np.random.default_rng(0)
+    want = crop_features(golden.load("inception_crop_samples.npz")["32x32"], 32, 32)
+    assert stats.ks_2samp(rng.uniform(0.05, 1, 20_000), want["area"]).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 7)])
+def test_crops_stay_inside_tiny_and_narrow_images(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        top, left, height, width = preprocess.sample_inception_crop(rng, *shape)
+        assert top >= 0
+        assert left >= 0
+        assert height >= 1
+        assert width >= 1
+        assert top + height <= shape[0]
+        assert left + width <= shape[1]
+
+
+def test_train_transform_is_a_function_of_image_and_rng():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    transform = preprocess.TrainTransform(crop=24)
+    first, again, other = (
+        transform(image, np.random.default_rng(s)) for s in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert first.shape == (24, 24, 3)
+
+
+def test_train_transform_flips_half_the_images():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 200
+    transform = preprocess.TrainTransform(8, area_range=(1, 1), aspect_range=(1, 1))
+    rng = np.random.default_rng(0)
+    results = [transform(image, rng) for _ in range(400)]
+    flipped = sum((result == image[:, ::-1]).all() for result in results)
+    kept = sum((result == image).all() for result in results)
+    assert flipped + kept == 400
+    assert 160 < flipped < 240
+    steady = preprocess.TrainTransform(8, (1, 1), (1, 1), flip=False)
+    assert all((steady(image, rng) == image).all() for _ in range(20))
+
+
+def test_float32_transfer_sends_unrounded_values():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    exact = preprocess.TrainTransform(24, transfer="float32")
+    rounded = preprocess.TrainTransform(24)
+    x, y = (f(image, np.random.default_rng(3)) for f in (exact, rounded))
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(y, np.rint(x * 127.5 + 127.5))
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
+def test_decode_gives_rgb(ending):
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[..., 0] = 250  # red
+    data = cv2.imencode(ending, image[..., ::-1])[1].tobytes()
+    np.testing.assert_allclose(preprocess.decode(data), image, atol=6)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff not a JPEG", b"GIF8 or so"])
+def test_decode_says_what_is_wrong(data):
+    with pytest.raises(preprocess.ImageError):
+        preprocess.decode(data)
+
+
+def test_central_crop_larger_than_the_image():
+    with pytest.raises(ValueError, match=r"32x32 pixels out of 20x40"):
+        preprocess.central_crop(np.zeros((20, 40, 3)), 32)

@@ -1,0 +1,57 @@
+"""Trains or fine-tunes a Mixer.
+
+python train.py --config configs/b16.py --workdir runs/b16
+"""
+
+import logging
+import pathlib
+import re
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from mixer_jax.data.sources import DatasetError
+from mixer_jax.training import trainer
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "What to train, such as configs/b16.py or configs/b16.py:cifar100. Any value in it "
+    "can be set, as in --config.base_lr=0.01.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for checkpoints, metrics and the result. Default: runs/<config name>.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
+    workdir = _WORKDIR.value or f"runs/{_config_name()}"
+    print(f"workdir  {workdir}")
+    try:
+        trainer.train_and_evaluate(_CONFIG.value, workdir)
+    except (
+        trainer.ConfigError,
+        trainer.NonFiniteError,
+        trainer.RunStopped,
+        DatasetError,
+    ) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _config_name() -> str:
+    """Names a config after its file and its argument: b16, b16-cifar100."""
+    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(
+        ":"
+    )
+    return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, [pathlib.Path(file).stem, argument])))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
