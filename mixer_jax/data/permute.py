@@ -1,0 +1,62 @@
+"""The fixed permutations of pixels of the paper's figure 4.
+
+A Mixer learns as well from shuffled patches as from images, since its weights can be
+permuted to match; a CNN does not.
+"""
+
+import functools
+
+import numpy as np
+
+
+def permute_patches(image: np.ndarray, patch_size: int, seed: int) -> np.ndarray:
+    """Shuffles the patches, and the pixels within each patch all in the same way.
+
+    Args:
+      image: [..., height, width, channels] of any type. The channels of a pixel stay
+        together.
+      patch_size: side of a patch in pixels; the model's, to leave its task unchanged.
+      seed: names the permutation, one for all images of a size.
+
+    Returns:
+      An image or images of the same shape and type.
+
+    Raises:
+      ValueError: the patches do not divide the image.
+    """
+    *batch, height, width, channels = image.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"An image of {height}x{width} pixels cannot be cut into patches of "
+            f"{patch_size}x{patch_size}. Resize it to a multiple of the patch."
+        )
+    rows, columns = height // patch_size, width // patch_size
+    cut = (*batch, rows, patch_size, columns, patch_size, channels)
+    patches = np.swapaxes(image.reshape(cut), -4, -3)  # [..., rows, columns, p, p, c]
+    flat = patches.reshape(*batch, rows * columns, patch_size**2, channels)
+    order, pixel_order = _permutations(seed, rows * columns, patch_size**2)
+    flat = flat[..., order[:, None], pixel_order, :]
+    return np.swapaxes(flat.reshape(patches.shape), -4, -3).reshape(image.shape)
+
+
+def permute_pixels(image: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffles all pixels globally.
+
+    Args:
+      image: [..., height, width, channels] of any type. The channels of a pixel stay
+        together.
+      seed: names the permutation, one for all images of a size.
+
+    Returns:
+      An image or images of the same shape and type.
+    """
+    *batch, height, width, channels = image.shape
+    (order,) = _permutations(seed, height * width)
+    flat = image.reshape(*batch, height * width, channels)
+    return flat[..., order, :].reshape(image.shape)
+
+
+@functools.lru_cache(maxsize=16)  # drawing one takes longer than applying it
+def _permutations(seed: int, *sizes: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(rng.permutation(size) for size in sizes)
