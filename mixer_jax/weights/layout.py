@@ -176,7 +176,7 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
     sizes = MixerSizes(
         (size("stem/kernel", 0, rank=4), size("stem/kernel", 1, rank=4)),
         1 + max(int(match[1]) for match in blocks if match),
-        size("LayerNorm_0/scale", 0, rank=1),
+        size("/scale", 0, rank=1),
         size("token_mixing/Dense_0/kernel", 1),
         size("channel_mixing/Dense_0/kernel", 1),
         size("token_mixing/Dense_0/kernel", 0),

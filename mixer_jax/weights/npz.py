@@ -71,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
         arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}
         for key, array in arrays.items():
             check_values(array, f"{path}: not written. {key}")
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def merge_pretrained(
