@@ -3,6 +3,7 @@
 Module names make up the parameter tree of the published checkpoints.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,13 +25,16 @@ class MlpBlock(nn.Module):
     mlp_dim: int
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps [..., d] to [..., d] by way of `mlp_dim` hidden units."""
+        if self.gelu not in ("tanh", "erf"):
+            raise ValueError(f"gelu is {self.gelu!r}, expected 'tanh' or 'erf'.")
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         y = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
-        y = dropout(nn.gelu(y))
+        y = dropout(nn.gelu(y, approximate=self.gelu == "tanh"))
         y = nn.Dense(x.shape[-1], dtype=self.dtype)(y)
         return dropout(y)
 
@@ -43,21 +47,21 @@ class MixerBlock(nn.Module):
     stoch_depth: float = 0.0
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Mixes x, [batch, tokens, channels], and returns the same shape."""
+        mlp = functools.partial(
+            MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, gelu=self.gelu
+        )
         y = nn.LayerNorm(dtype=self.dtype)(x)
         y = jnp.swapaxes(y, 1, 2)
-        y = MlpBlock(
-            self.tokens_mlp_dim, self.dropout_rate, self.dtype, name="token_mixing"
-        )(y, train=train)
+        y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
         y = jnp.swapaxes(y, 1, 2)
         x = x + self._drop_branch(y, train)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        y = MlpBlock(
-            self.channels_mlp_dim, self.dropout_rate, self.dtype, name="channel_mixing"
-        )(y, train=train)
+        y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
         return x + self._drop_branch(y, train)
 
     def _drop_branch(self, y: jax.Array, train: bool) -> jax.Array:
@@ -86,6 +90,8 @@ class MlpMixer(nn.Module):
       dropout_rate: after the GELU and after the second Dense of every MLP.
       dtype: of the activations. Parameters, LayerNorm statistics, the mean over
         tokens and the head stay float32.
+      gelu: "tanh", the approximation that the published weights were trained with,
+        or "erf", the exact function, for weights from PyTorch (timm).
     """
 
     patches: Any
@@ -98,6 +104,7 @@ class MlpMixer(nn.Module):
     stoch_depth: float = 0.0
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
@@ -113,8 +120,8 @@ class MlpMixer(nn.Module):
           under that name too.
 
         Raises:
-          ValueError: the patch does not divide the image, or the parameters are for
-            another number of tokens.
+          ValueError: the patch does not divide the image, the parameters are for
+            another number of tokens, or `gelu` is unknown.
         """
         self._check_image_size(inputs.shape)
         patch_size = tuple(self.patches.size)
@@ -134,6 +141,7 @@ class MlpMixer(nn.Module):
                 self.stoch_depth * i / max(self.num_blocks - 1, 1),
                 self.dropout_rate,
                 self.dtype,
+                self.gelu,
                 name=f"MixerBlock_{i}",
             )(x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)

@@ -1,0 +1,223 @@
+"""The eleven checkpoints that Google published, by name, and checkpoints by URL.
+
+They are fetched once over https, without an account, into a folder of the user's:
+`$MIXER_JAX_CACHE` if that is set, else the system's place for caches.
+"""
+
+import dataclasses
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+import pooch
+
+from mixer_jax.variants import VARIANTS
+from mixer_jax.weights import npz
+from mixer_jax.weights.layout import MixerSizes, infer_model, variant_sizes
+
+BUCKET = "gs://mixer_models/"
+BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedFile:
+    """What is known of a published file.
+
+    Attributes:
+      num_bytes: its size.
+      sizes: those of the model in it.
+    """
+
+    num_bytes: int
+    sizes: MixerSizes
+
+
+def _file(variant: str, num_classes: int, num_bytes: int) -> PublishedFile:
+    return PublishedFile(num_bytes, variant_sizes(variant, num_classes))
+
+
+# Names repeat across folders: a file is known by both.
+PUBLISHED = {
+    "imagenet1k/Mixer-B_16": _file("B/16", 1000, 239_564_448),
+    "imagenet1k/Mixer-L_16": _file("L/16", 1000, 832_868_560),
+    "imagenet21k/Mixer-B_16": _file("B/16", 21843, 303_677_516),
+    "imagenet21k/Mixer-L_16": _file("L/16", 21843, 918_324_860),
+    "sam/Mixer-B_16": _file("B/16", 1000, 239_567_448),
+    "sam/Mixer-B_32": _file("B/32", 1000, 241_219_272),
+    "gsam/Mixer-B_16": _file("B/16", 1000, 239_567_448),
+    "gsam/Mixer-B_32": _file("B/32", 1000, 241_219_272),
+    "gsam/Mixer-S_16": _file("S/16", 1000, 74_143_928),
+    "gsam/Mixer-S_32": _file("S/32", 1000, 76_449_368),
+    "gsam/Mixer-S_8": _file("S/8", 1000, 82_616_888),
+}
+
+
+def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the parameters of a published checkpoint, or of an npz file.
+
+    Args:
+      name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
+
+    Returns:
+      The published parameter tree, a nested dict of float32 numpy arrays.
+
+    Raises:
+      OSError: as resolve, where there is no such file or it cannot be fetched.
+      ValueError: the file is not a sound Mixer, or not the one its name says.
+    """
+    path = resolve(name_or_path)
+    params = npz.read_checkpoint(path)
+    if name := _published_name(os.fspath(name_or_path)):
+        _check_sizes(infer_model(params), PUBLISHED[name], str(path))
+    return params
+
+
+def load_pretrained(
+    name_or_path: str | os.PathLike[str], init_params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns new parameters to fine-tune: the file's, but for the head.
+
+    The head always comes from `init_params`, whatever the file's looks like
+    (vit_jax's rule); a new head starts at zero.
+
+    Args:
+      name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
+      init_params: the "params" that the new model's init returns. Of all but the head
+        only shapes are read, so jax.ShapeDtypeStruct will do there.
+
+    Returns:
+      The tree of `init_params`: numpy arrays from the file, and its own head.
+
+    Raises:
+      OSError: as resolve, where there is no such file or it cannot be fetched.
+      ValueError: the file is not a sound Mixer, or does not fit the model; every key
+        at fault is named with the shapes found and expected.
+    """
+    params = load_checkpoint(name_or_path)
+    return npz.merge_pretrained(init_params, params, os.fspath(name_or_path))
+
+
+def find_checkpoint(
+    pretrained_dir: str | os.PathLike[str], model_name: str
+) -> pathlib.Path:
+    """Returns the local file of `model_name` in a folder, fetched if need be.
+
+    Args:
+      pretrained_dir: a published folder, "imagenet21k" or
+        "gs://mixer_models/imagenet21k"; the URL of a folder; or a local folder. A
+        published folder's bare name always means that: write "./sam" for your own.
+      model_name: "Mixer-B_16", or "B/16"; in a local folder any file's name without
+        its ".npz".
+
+    Raises:
+      OSError, ValueError: as resolve.
+    """
+    folder = os.fspath(pretrained_dir).rstrip("/")
+    if model_name in VARIANTS:
+        model_name = f"Mixer-{model_name.replace('/', '_')}"
+    if folder in {name.split("/")[0] for name in PUBLISHED}:
+        folder = BUCKET + folder
+    return resolve(f"{folder}/{model_name}.npz")
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the local npz file that a name stands for, fetched if need be.
+
+    Args:
+      name_or_path: one of PUBLISHED, such as "imagenet21k/Mixer-B_16"; the same as
+        "gs://mixer_models/imagenet21k/Mixer-B_16.npz"; an http(s) URL; or a path. What
+        was fetched from a URL once is not fetched again.
+
+    Raises:
+      FileNotFoundError: no local file has that path.
+      OSError: a file could not be fetched; the message says where to put it by hand.
+      ValueError: a file was fetched, but is not what it should be, and so was not
+        kept; or no file is published under that name.
+    """
+    text = os.fspath(name_or_path)
+    if name := _published_name(text):
+        path = cache_dir().joinpath(*f"{name}.npz".split("/"))
+        return _fetch(f"{BASE_URL}{name}.npz", path, PUBLISHED[name])
+    if text.startswith(("https://", "http://")):
+        path = cache_dir() / "urls" / urllib.parse.quote(text, safe="")
+        return _fetch(text, path, None)
+    if "://" in text:
+        raise ValueError(
+            f"{text}: only {BUCKET} and http(s) URLs can be fetched. Copy the file to "
+            "a local path with the tools of its store."
+        )
+    path = pathlib.Path(text).expanduser()
+    if not path.exists():
+        beside = sorted(x.name for x in path.parent.glob("*.npz"))
+        raise FileNotFoundError(
+            f"{text}: no such file, and not the name of a published one. "
+            f"In {path.parent}: {', '.join(beside) or 'no npz files'}. {_names()}"
+        )
+    return path
+
+
+def cache_dir() -> pathlib.Path:
+    """Returns the folder that fetched files are kept in; it may not exist yet."""
+    folder = os.environ.get("MIXER_JAX_CACHE") or pooch.os_cache("mixer_jax")
+    return pathlib.Path(folder).expanduser()
+
+
+def _published_name(text: str) -> str | None:
+    """Returns the key in PUBLISHED that `text` means, None if it means none."""
+    for prefix in (BUCKET, BASE_URL):
+        if text.startswith(prefix):
+            name = text.removeprefix(prefix).removesuffix(".npz")
+            if name not in PUBLISHED:
+                raise ValueError(f"{text}: no such published file. {_names()}")
+            return name
+    return text if text in PUBLISHED else None
+
+
+def _names() -> str:
+    return f"Published are {', '.join(PUBLISHED)}."
+
+
+def _fetch(
+    url: str, path: pathlib.Path, published: PublishedFile | None
+) -> pathlib.Path:
+    """Returns `path`, with the file at `url` in it only if that is whole and right."""
+    if path.is_file() and (
+        published is None or path.stat().st_size == published.num_bytes
+    ):
+        return path
+    size = f" of {published.num_bytes:,} bytes" if published else ""
+    try:
+        with npz.replace_when_whole(path) as partial:
+            download = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
+            download(url, str(partial), None)
+            try:
+                _check_download(partial, published)
+            except ValueError as error:
+                message = f"{url} did not send what it should, nothing was kept: "
+                raise ValueError(message + str(error)) from error
+    except OSError as error:
+        raise OSError(
+            f"{url} could not be fetched: {error}. Where this machine has no "
+            f"connection, fetch it{size} elsewhere and put it at {path}"
+        ) from error
+    return path
+
+
+def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None:
+    if published and (size := path.stat().st_size) != published.num_bytes:
+        raise ValueError(
+            f"{size:,} bytes arrived, expected {published.num_bytes:,}. Try again."
+        )
+    sizes = npz.inspect_checkpoint(path)
+    if published:
+        _check_sizes(sizes, published, str(path))
+
+
+def _check_sizes(sizes: MixerSizes, published: PublishedFile, where: str) -> None:
+    if sizes != published.sizes:
+        raise ValueError(
+            f"{where} holds a {sizes}; the published file holds a {published.sizes}. "
+            "Delete the file to have it fetched again."
+        )

@@ -1,0 +1,339 @@
+import dataclasses
+import os
+import pickle
+import re
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mixer_jax
+from mixer_jax.weights import layout, npz
+
+
+def test_older_layout_gives_the_published_tree_and_logits(golden, assert_same):
+    params = mixer_jax.load_checkpoint(golden.path / "older_layout_checkpoint.npz")
+    expected = golden.load("older_layout_expected.npz")
+    assert_same(params, golden.tree(expected, "params/"))
+    model = layout.infer_model(params).create_model()
+    logits = model.apply({"params": params}, expected["images"], train=False)
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-5, rtol=0)
+
+
+def test_older_layout_keeps_axes_of_size_one_that_mean_something(
+    tiny, tmp_path, assert_same
+):
+    sizes = dataclasses.replace(
+        tiny.sizes, patch_size=(1, 1), num_tokens=1, image_channels=1
+    )
+    params = tiny.flat(sizes)
+    older = {}
+    for key, x in params.items():
+        key = key.replace("stem", "embedding").replace("pre_head_", "Mixer/encoder_")
+        key = key.replace("layer_norm", "norm")
+        key = key.replace("MixerBlock_", "Mixer/encoderblock_")
+        if "_mixing/" in key:
+            key = key.replace("_mixing/", "_mixing_phase_0/")
+            key = re.sub(r"Dense_(\d)/(\w+)", lambda m: f"{m[2]}{int(m[1]) + 1}", key)
+            x = x.reshape((1,) * (3 - x.ndim) + x.shape)
+        older[key] = x
+    np.savez(tmp_path / "older.npz", **older)
+    assert "Mixer/encoderblock_1/token_mixing_phase_0/kernel2" in older
+    assert "Mixer/encoder_norm/scale" in older
+    params = layout.unflatten(params)
+    assert_same(npz.read_checkpoint(tmp_path / "older.npz"), params)
+
+
+@pytest.mark.parametrize("to_arrays", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_load_save_load_is_exact(golden, tmp_path, assert_same, to_arrays):
+    first = npz.read_checkpoint(golden.path / "older_layout_checkpoint.npz")
+    path = tmp_path / "new folder" / "file of any name"
+    mixer_jax.save_checkpoint(path, jax.tree.map(to_arrays, first))
+    assert_same(mixer_jax.load_checkpoint(path), first)
+    with np.load(path) as file:  # anyone can read it, in the published layout
+        assert file["MixerBlock_2/token_mixing/Dense_1/kernel"].shape == (10, 16)
+        assert file["stem/kernel"].dtype == np.float32
+    assert [x.name for x in path.parent.iterdir()] == [path.name]
+
+
+def test_saved_file_is_as_readable_as_any_other(tiny, tmp_path):
+    mixer_jax.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    (tmp_path / "plain").touch()
+    mode = lambda name: (tmp_path / name).stat().st_mode
+    assert mode("a.npz") == mode("plain")
+
+
+def test_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch, assert_same):
+    path = tmp_path / "a.npz"
+    mixer_jax.save_checkpoint(path, tiny.tree())
+
+    def disk_full(file, **arrays):
+        del arrays
+        file.write(b"PK half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        mixer_jax.save_checkpoint(path, tiny.tree(seed=1))
+    assert_same(mixer_jax.load_checkpoint(path), tiny.tree())
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
+    def save(params, path=tmp_path / "a.npz"):
+        mixer_jax.save_checkpoint(path, params)
+
+    with pytest.raises(ValueError, match=r"below 'params'"):
+        save({"params": tiny.tree()})
+    with pytest.raises(ValueError, match=r"is bfloat16, expected float32"):
+        save(jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tiny.tree()))
+    params = tiny.tree()
+    params["stem"]["bias"][3] = np.inf
+    with pytest.raises(ValueError, match=r"stem/bias has 1 NaN or infinite"):
+        save(params)
+    with pytest.raises(TypeError, match=r"nested dict of arrays; found list"):
+        save([1.0])
+    with pytest.raises(TypeError, match=r"stem: expected an array, found float"):
+        save({"stem": 1.0})
+    with pytest.raises(ValueError, match=r"gs://mine/a.npz is a URL"):
+        save(tiny.tree(), "gs://mine/a.npz")
+    assert os.listdir(tmp_path) == []
+
+
+def write_float16(path, flat):
+    np.savez(path, **{k: x.astype("float16") for k, x in flat.items()})
+
+
+def write_pickled(path, flat):
+    objects = {"stem/bias": np.array([{"a": 1}], dtype=object)}
+    np.savez(path, allow_pickle=True, **(flat | objects))
+
+
+def write_truncated(path, flat):
+    np.savez(path, **flat)
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def write_flipped_bit(path, flat):
+    np.savez(path, **flat)
+    content = bytearray(path.read_bytes())
+    content[content.index(flat["head/kernel"].tobytes()) + 40] ^= 1
+    path.write_bytes(content)
+
+
+def write_not_finite(value):
+    def write(path, flat):
+        flat["MixerBlock_1/token_mixing/Dense_0/kernel"][2, 3] = value
+        np.savez(path, **flat)
+
+    return write
+
+
+def write_vit(path, flat):
+    keys = ["cls", "embedding/kernel", "Transformer/encoderblock_0/LayerNorm_0/scale"]
+    np.savez(path, **dict.fromkeys(keys, flat["stem/bias"]))
+
+
+def write_with(**changes):
+    """Writes the parameters with each key changed or, for None, left out."""
+
+    def write(path, flat):
+        flat = flat | changes
+        np.savez(path, **{k: x for k, x in flat.items() if x is not None})
+
+    return write
+
+
+zeros = lambda *shape: np.zeros(shape, "float32")
+BROKEN = {
+    "truncated": (write_truncated, "cut off or damaged"),
+    "flipped bit": (write_flipped_bit, "head/kernel cannot be read .*CRC-32"),
+    "pickled entry": (write_pickled, "stem/bias cannot be read .*pickled objects"),
+    "pickle": (
+        lambda path, flat: path.write_bytes(pickle.dumps(flat)),
+        "no npz file.*pickles are never read",
+    ),
+    "npy": (
+        lambda path, flat: np.save(path.open("wb"), flat["stem/bias"]),
+        "no npz file",
+    ),
+    "empty": (lambda path, flat: path.touch(), "is empty"),
+    "float16": (write_float16, "stem/kernel is float16, expected float32"),
+    "NaN": (write_not_finite(np.nan), "MixerBlock_1/token_.* has 1 NaN or inf.* 96"),
+    "infinity": (write_not_finite(-np.inf), "has 1 NaN or infinite"),
+    "missing key": (
+        write_with(**{"MixerBlock_0/LayerNorm_1/scale": None}),
+        r"MixerBlock_0/LayerNorm_1/scale: missing, expected \(12,\)",
+    ),
+    "no stem": (write_with(**{"stem/kernel": None}), "no key ends in 'stem/kernel'"),
+    "extra key": (
+        write_with(**{"MixerBlock_99999/scale": zeros(3)}),
+        r"MixerBlock_99999/scale: found \(3,\), expected no such key",
+    ),
+    "wrong shape": (
+        write_with(**{"MixerBlock_0/LayerNorm_0/scale": zeros(13)}),
+        r"MixerBlock_0/LayerNorm_0/scale: found \(13,\), expected \(12,\)",
+    ),
+    "wrong rank": (
+        write_with(**{"MixerBlock_0/token_mixing/Dense_0/kernel": zeros(3)}),
+        r"MixerBlock_0/token_mixing/Dense_0/kernel: found \(3,\), expected \(16, 6\)",
+    ),
+    "wrong head": (
+        write_with(**{"head/bias": zeros(9)}),
+        r"head/bias: found \(9,\), expected \(5,\)",
+    ),
+    "ViT": (write_vit, "looks like a Vision Transformer"),
+    "unnamed arrays": (
+        lambda path, flat: np.savez(path, flat["stem/bias"]),
+        "Found arr_0: this looks like unnamed arrays",
+    ),
+    "no arrays": (lambda path, flat: np.savez(path), "Found no keys at all"),
+    "train state": (
+        lambda path, flat: np.savez(path, **{f"params/{k}": flat[k] for k in flat}),
+        "below 'params'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_input_is_named(tiny, tmp_path, kind):
+    write, message = BROKEN[kind]
+    path = tmp_path / "broken.npz"
+    write(path, tiny.flat())
+    for load in (mixer_jax.load_checkpoint, npz.inspect_checkpoint):
+        with pytest.raises(ValueError, match=message) as error:
+            load(path)
+        assert str(error.value).startswith(str(path))
+
+
+def test_folder_and_missing_file(tiny, tmp_path):
+    npz.save_checkpoint(tmp_path / "mine.npz", tiny.tree())
+    with pytest.raises(IsADirectoryError, match=r"is a folder.*In it: mine.npz"):
+        mixer_jax.load_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nine.npz: no such file.* mine.npz"):
+        mixer_jax.load_checkpoint(tmp_path / "nine.npz")
+    with pytest.raises(FileNotFoundError, match=r"nine.npz: no such file"):
+        npz.read_checkpoint(tmp_path / "nine.npz")
+
+
+def test_large_finite_values_are_no_mistake(tiny, tmp_path, assert_same):
+    params = tiny.tree()
+    params["head"]["kernel"][:] = np.finfo("float32").max
+    npz.save_checkpoint(tmp_path / "a.npz", params)
+    assert_same(npz.read_checkpoint(tmp_path / "a.npz"), params)
+
+
+def test_compressed_file_loads(tiny, tmp_path, assert_same):
+    np.savez_compressed(tmp_path / "a.npz", **tiny.flat())
+    assert_same(npz.read_checkpoint(tmp_path / "a.npz"), tiny.tree())
+
+
+def test_reading_makes_no_second_copy(tiny, tmp_path):
+    sizes = layout.variant_sizes("S/32", 1000)
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(sizes))
+    head_only = {"kernel": zeros(512, 3), "bias": zeros(3)}
+    init = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny.tree(sizes)
+    ) | {"head": head_only}
+    tracemalloc.start()
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert params["head"] == head_only
+    assert peak_bytes < 1.1 * (tmp_path / "a.npz").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["S/32", "H/14"])
+def test_variant_sizes_are_those_that_flax_initialises(name):
+    model = mixer_jax.create_model(name, num_classes=10)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    init = lambda x: model.init(jax.random.key(0), x, train=False)["params"]
+    params = jax.eval_shape(init, images)
+    sizes = layout.variant_sizes(name, 10)
+    assert sizes.shapes() == layout.shapes_of(params)
+    assert layout.infer_model(params) == sizes
+    assert (sizes.variant, sizes.image_size) == (name, (224, 224))
+
+
+def test_infer_model_of_other_grids_patches_and_channels(tiny):
+    sizes = dataclasses.replace(
+        tiny.sizes,
+        patch_size=(2, 5),
+        num_tokens=15,
+        image_channels=4,
+        num_classes=None,
+    )
+    params = tiny.tree(sizes)
+    found = layout.infer_model(params)
+    assert found == sizes
+    assert (found.variant, found.image_size) == (None, None)
+    model = found.create_model(dropout_rate=0.1)
+    assert (model.dropout_rate, model.num_classes) == (0.1, None)
+    images = np.zeros((2, 6, 25, 4), "float32")
+    assert model.apply({"params": params}, images, train=False).shape == (2, 12)
+    square = dataclasses.replace(sizes, num_tokens=9)
+    assert square.image_size == (6, 15)
+
+
+def init_params(sizes):
+    model = sizes.create_model()
+    images = jnp.zeros((1, *sizes.image_size, 3))
+    init = jax.jit(lambda key: model.init(key, images, train=False)["params"])
+    return init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("num_classes", [5, 9, None])
+def test_load_pretrained_takes_all_but_the_head(
+    tiny, tmp_path, assert_same, num_classes
+):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = init_params(dataclasses.replace(tiny.sizes, num_classes=num_classes))
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    assert jax.tree.structure(params) == jax.tree.structure(init)
+    expected = tiny.tree()
+    del expected["head"]
+    if num_classes:
+        assert not params["head"]["kernel"].any()  # zero as initialised
+        expected["head"] = init["head"]
+    assert_same(params, expected)
+
+
+def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
+    headless = dataclasses.replace(tiny.sizes, num_classes=None)
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(headless))
+    init = init_params(tiny.sizes)
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    assert params["head"] is not None
+    assert params["head"]["kernel"] is init["head"]["kernel"]
+
+
+def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = init_params(dataclasses.replace(tiny.sizes, num_tokens=36))
+    with pytest.raises(ValueError, match=r"on images of 16x16 pixels") as error:
+        mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    message = str(error.value)
+    assert "16 tokens (images of 16x16 pixels" in message
+    assert "36 tokens (images of 24x24 pixels" in message
+    key = "MixerBlock_1/token_mixing/Dense_0/kernel"
+    assert f"{key}: found (16, 6), expected (36, 6)" in message
+    assert "channel_mixing" not in message
+
+
+def test_load_pretrained_names_every_key_that_does_not_fit(tiny, tmp_path):
+    path = tmp_path / "a.npz"
+    npz.save_checkpoint(path, tiny.tree())
+    fork = init_params(dataclasses.replace(tiny.sizes, num_blocks=1))
+    fork["MixerBlock_0"]["gate"] = {"kernel": jnp.zeros((3, 4))}
+    fork["stem"]["kernel"] = jnp.zeros((8, 8, 3, 12))
+    with pytest.raises(ValueError, match=re.escape(f"{path} does not fit")) as error:
+        mixer_jax.load_pretrained(path, fork)
+    message = str(error.value)
+    assert "MixerBlock_0/gate/kernel: missing, expected (3, 4)" in message
+    assert "stem/kernel: found (4, 4, 3, 12), expected (8, 8, 3, 12)" in message
+    for key in tiny.flat():
+        assert (f"{key}: found" in message) == (
+            key.startswith("MixerBlock_1/") or key == "stem/kernel"
+        )

@@ -1,0 +1,296 @@
+import contextlib
+import dataclasses
+import http.server
+import io
+import math
+import threading
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+import mixer_jax
+from mixer_jax.weights import npz, published
+
+# Sizes by an older numpy, which wrote 20 bytes less for each entry.
+OLDER = [name for name in published.PUBLISHED if name.startswith("imagenet")]
+NAME = "imagenet21k/Mixer-T_4"
+
+
+class Server:
+    """Files on loopback; each name maps to (content, Content-Length, status)."""
+
+    def __init__(self):
+        self.files = {}
+        self.requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(handler):  # noqa: N805
+                self.requests.append(handler.path)
+                content, length, status = self.files.get(handler.path, (b"", 0, 404))
+                handler.send_response(status)
+                handler.send_header("Content-Length", str(length))
+                handler.end_headers()
+                handler.wfile.write(content)
+
+            def log_message(self, *args):
+                del args
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def put(self, name, content, length=None):
+        self.files[f"/{name}.npz"] = (content, length or len(content), 200)
+
+    def close(self):
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = Server()
+    monkeypatch.setattr(published, "BASE_URL", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with contextlib.closing(server):
+        yield server
+
+
+@pytest.fixture
+def content(tiny, monkeypatch):
+    """What the published file holds, which is a tiny one here."""
+    content = to_bytes(tiny.flat())
+    file = published.PublishedFile(len(content), tiny.sizes)
+    monkeypatch.setitem(published.PUBLISHED, NAME, file)
+    return content
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXER_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def to_bytes(flat):
+    file = io.BytesIO()
+    np.savez(file, **flat)
+    return file.getvalue()
+
+
+def files_in(folder):
+    return sorted(
+        x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()
+    )
+
+
+def test_fetched_once_and_kept_by_folder(
+    tiny, server, content, cache, capsys, assert_same
+):
+    server.put(NAME, content)
+    assert_same(mixer_jax.load_checkpoint(NAME), tiny.tree())
+    assert "100%" in capsys.readouterr().err  # a progress bar
+    assert files_in(cache) == [f"{NAME}.npz"]
+    same = [
+        f"gs://mixer_models/{NAME}.npz",
+        f"gs://mixer_models/{NAME}",
+        f"{server.url}{NAME}.npz",
+    ]
+    for name in same:
+        assert published.resolve(name) == cache / f"{NAME}.npz"
+    assert server.requests == [f"/{NAME}.npz"]
+
+
+def test_find_checkpoint_in_a_published_folder(server, content, cache):
+    server.put(NAME, content)
+    folder = "imagenet21k"
+    for pretrained_dir in (folder, f"gs://mixer_models/{folder}/", server.url + folder):
+        path = published.find_checkpoint(pretrained_dir, "Mixer-T_4")
+        assert path == cache / f"{NAME}.npz"
+    with pytest.raises(ValueError, match=r"imagenet21k/Mixer-B_32.*gsam/Mixer-S_8"):
+        published.find_checkpoint("imagenet21k", "B/32")
+    assert len(server.requests) == 1
+
+
+def test_find_checkpoint_in_a_local_folder(tiny, tmp_path):
+    path = tmp_path / "Mixer-B_16.npz"
+    npz.save_checkpoint(path, tiny.tree())
+    assert published.find_checkpoint(tmp_path, "Mixer-B_16") == path
+    assert published.find_checkpoint(f"{tmp_path}/", "B/16") == path
+    with pytest.raises(FileNotFoundError, match=r"Mixer-L_16.npz.*Mixer-B_16.npz"):
+        published.find_checkpoint(tmp_path, "L/16")
+
+
+def test_any_url(tiny, server, cache, assert_same):
+    server.put("mine/a", to_bytes(tiny.flat()))
+    server.put("yours/a", to_bytes(tiny.flat(seed=1)))
+    url = server.url.replace("127.0.0.1", "localhost") + "{}/a.npz"
+    for _ in range(2):
+        assert_same(mixer_jax.load_checkpoint(url.format("mine")), tiny.tree())
+        assert_same(mixer_jax.load_checkpoint(url.format("yours")), tiny.tree(seed=1))
+    assert server.requests == ["/mine/a.npz", "/yours/a.npz"]
+    assert len(files_in(cache)) == 2
+
+
+def test_damaged_downloads_never_count(tiny, server, content, cache, monkeypatch):
+    def fails(error, match):
+        for _ in range(2):  # nor are they found the second time
+            with pytest.raises(error, match=match) as info:
+                published.resolve(NAME)
+            assert f"{server.url}{NAME}.npz" in str(info.value)
+            assert files_in(cache) == []
+
+    def serve(bytes_sent):
+        server.put(NAME, bytes_sent)
+        entry = published.PublishedFile(len(bytes_sent), tiny.sizes)
+        monkeypatch.setitem(published.PUBLISHED, NAME, entry)
+
+    half = content[: len(content) // 2]
+    server.put(NAME, half, length=len(content))  # the connection breaks
+    fails(OSError, r"put it at .*Mixer-T_4\.npz")
+    server.put(NAME, half)
+    fails(ValueError, rf"{len(half):,} bytes arrived, expected {len(content):,}")
+    server.files.clear()
+    fails(OSError, r"404.*Where this machine has no connection")
+
+    # Of the right size, and wrong inside.
+    serve(b"<html>" + content[6:])
+    fails(ValueError, "did not send what it should")
+    flat = tiny.flat()
+    flat["head/bias"][1] = np.nan
+    serve(to_bytes(flat))
+    fails(ValueError, "head/bias has 1 NaN")
+    serve(to_bytes(tiny.flat() | {"head/extra": np.zeros(3, "float32")}))
+    fails(ValueError, "head/extra: found")
+    serve(to_bytes(tiny.flat(dataclasses.replace(tiny.sizes, num_classes=9))))
+    fails(ValueError, r"and 9 classes; the published file.* and 5 classes")
+
+    serve(content)
+    assert published.resolve(NAME).read_bytes() == content
+
+
+def test_interrupted_download_leaves_nothing(server, content, cache, monkeypatch):
+    server.put(NAME, content)
+
+    def interrupt(path, entry):
+        assert path.read_bytes() == content
+        assert not (cache / f"{NAME}.npz").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "_check_download", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            published.resolve(NAME)
+    assert files_in(cache) == []
+    assert published.resolve(NAME).exists()
+
+
+def test_offline_says_what_to_fetch_and_where_to_put_it(
+    tiny, server, content, cache, assert_same
+):
+    server.close()
+    with pytest.raises(OSError, match="could not be fetched") as error:
+        mixer_jax.load_checkpoint(NAME)
+    path = cache / f"{NAME}.npz"
+    assert f"{server.url}{NAME}.npz" in str(error.value)
+    assert f"{len(content):,} bytes" in str(error.value)
+    assert str(path) in str(error.value)
+    path.write_bytes(content)  # by hand, as told
+    assert_same(mixer_jax.load_checkpoint(NAME), tiny.tree())
+
+
+def test_file_of_another_size_in_the_cache_is_fetched_again(server, content, cache):
+    server.put(NAME, content)
+    path = cache / f"{NAME}.npz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content[:100])
+    assert published.resolve(NAME).read_bytes() == content
+
+
+def test_another_model_under_a_published_name(tiny, cache, content, monkeypatch):
+    wrong = to_bytes(tiny.flat(dataclasses.replace(tiny.sizes, num_classes=9)))
+    entry = published.PublishedFile(len(wrong), tiny.sizes)
+    monkeypatch.setitem(published.PUBLISHED, NAME, entry)
+    path = cache / f"{NAME}.npz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(wrong)
+    with pytest.raises(ValueError, match=r"9 classes.*5 classes.*Delete the file"):
+        mixer_jax.load_checkpoint(NAME)
+
+
+def test_names_that_mean_nothing():
+    with pytest.raises(ValueError, match=r"imagenet1k/Mixer-B_32: no such published"):
+        published.resolve("gs://mixer_models/imagenet1k/Mixer-B_32")
+    with pytest.raises(ValueError, match=r"s3://a/b.npz: only gs://mixer_models/"):
+        published.resolve("s3://a/b.npz")
+    with pytest.raises(FileNotFoundError, match=r"not the name.*sam/Mixer-B_32"):
+        published.resolve("imagenet1k/Mixer-B_32")
+
+
+def test_cache_is_the_users_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIXER_JAX_CACHE", "~/somewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert published.cache_dir() == tmp_path / "somewhere"
+    monkeypatch.delenv("MIXER_JAX_CACHE")
+    assert published.cache_dir().name == "mixer_jax"
+
+
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_sizes_follow_from_the_shapes(name):
+    """What np.savez writes: local header, npy header and data, directory entry."""
+    file = published.PUBLISHED[name]
+    num_bytes = 22  # end of the directory
+    for key, shape in file.sizes.shapes().items():
+        header = io.BytesIO()
+        about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        data = len(header.getvalue()) + 4 * math.prod(shape)
+        num_bytes += 30 + 46 + 2 * len(f"{key}.npy") + data
+        num_bytes += 0 if name in OLDER else 20
+    assert num_bytes == file.num_bytes
+    assert file.sizes.image_size == (224, 224)
+    assert f"Mixer-{file.sizes.variant}".replace("/", "_") == name.split("/")[1]
+
+
+def test_eleven_files_add_up_to_the_bucket():
+    sizes = [file.num_bytes for file in published.PUBLISHED.values()]
+    assert len(sizes) == 11
+    assert sum(sizes) + 6 == 3_489_219_014  # a marker has 6 bytes
+    heads = {n: f.sizes.num_classes for n, f in published.PUBLISHED.items()}
+    assert {n for n in heads if heads[n] == 21843} == {
+        "imagenet21k/Mixer-B_16",
+        "imagenet21k/Mixer-L_16",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "Mixer-S" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in published.PUBLISHED
+    ],
+)
+def test_file_of_the_published_shapes_loads_by_name(name, tiny, cache, assert_same):
+    """Those who wrote the four older files left out 20 bytes of an entry's header."""
+    file = published.PUBLISHED[name]
+    flat = tiny.flat(file.sizes)
+    path = cache / f"{name}.npz"
+    path.parent.mkdir(parents=True)
+    if name in OLDER:
+        with zipfile.ZipFile(path, "w") as older:
+            for key, array in flat.items():
+                npy = io.BytesIO()
+                np.save(npy, array)
+                older.writestr(f"{key}.npy", npy.getbuffer())
+    else:
+        np.savez(path, **flat)
+    assert path.stat().st_size == file.num_bytes
+    assert_same(mixer_jax.load_checkpoint(name), tiny.tree(file.sizes))
+    init = tiny.tree(dataclasses.replace(file.sizes, num_classes=10), seed=1)
+    params = mixer_jax.load_pretrained(name, init)
+    assert jax.tree.structure(params) == jax.tree.structure(init)
+    assert params["head"]["kernel"] is init["head"]["kernel"]
+    np.testing.assert_array_equal(params["stem"]["kernel"], flat["stem/kernel"])
