@@ -3,13 +3,12 @@
 python train.py --config configs/b16.py --workdir runs/b16
 """
 
-import logging
 import pathlib
 import re
 import sys
 
-import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mixer_jax.data.sources import DatasetError
@@ -31,6 +30,8 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
     workdir = _WORKDIR.value or f"runs/{_config_name()}"
     print(f"workdir  {workdir}")
     try:

@@ -54,7 +54,10 @@ class MetricsWriter:
     the run is about to write them again.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int):
+    def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
+        self._enabled = enabled
+        if not enabled:  # another process writes
+            return
         path = workdir / "metrics.jsonl"
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [row for row in rows if _step_of(row) <= start_step]
@@ -69,12 +72,16 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row; names are like "train/loss"."""
+        if not self._enabled:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Writes what is still in memory."""
+        if not self._enabled:
+            return
         self._file.close()
         self._events.close()
 

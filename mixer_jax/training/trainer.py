@@ -39,8 +39,8 @@ from mixer_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from mixer_jax.weights import load_pretrained, save_checkpoint
-from mixer_jax.weights.published import find_checkpoint
+from mixer_jax.weights.npz import save_checkpoint
+from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +97,10 @@ def train_and_evaluate(
         start_step = checkpoints.latest_step() or 0
         if start_step:
             state = checkpoints.restore(program.abstract_state)
-            finished = start_step == config.total_steps
-            logger.info(
-                "%s",
-                f"This run is finished, at step {start_step}; evaluating it."
-                if finished
-                else f"Resuming at step {start_step} of {config.total_steps}.",
-            )
+            if start_step == config.total_steps:
+                logger.info("This run is finished; evaluating it once more.")
+            else:
+                logger.info("start    where it stopped, at step %d", start_step)
         else:
             state = _initial_state(config, program)
         _describe(config, mesh, state)
@@ -151,7 +148,7 @@ def train_and_evaluate(
         if step > start_step or not final.exists():
             _save_params(final, state.params, mesh)
         secs = time.monotonic() - start_time
-        logger.info("Done in %.0f s. Parameters: %s", secs, _relative(final))
+        logger.info("Done in %.0f s. The parameters are in %s", secs, final)
         return results
 
 
