@@ -136,8 +136,8 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     The outermost pixels have no full neighbourhood and stay as they are.
     """
     # Where the weighted mean is a whole number, what truncation makes of it depends on
-    # float32 rounding. OpenCV adds as TensorFlow does, row by row in fused multiply-adds
-    # if the processor has them, but for a few pixels on the right.
+    # float32 rounding. OpenCV adds as TensorFlow does, row by row in fused
+    # multiply-adds, but for a few pixels on the right and on processors without them.
     smooth = cv2.filter2D(image.astype(np.float32), cv2.CV_32F, SMOOTH).astype(np.uint8)
     result = _blend(smooth, image, factor)
     for border in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):

@@ -34,7 +34,10 @@ def test_one_permutation_for_all_images(transform):
         want = image.reshape(240, 3)[source]
         np.testing.assert_array_equal(transform(image), want)
         np.testing.assert_array_equal(transform(np.stack([image] * 2))[1], want)
-    assert (transform(indices(12, 20), seed=1)[..., 0] != source).any()
+    others = [transform(indices(12, 20), seed)[..., 0] for seed in range(1, 40)]
+    assert all((other != source).any() for other in others)
+    # Later and in another process too: nothing but the seed decides.
+    np.testing.assert_array_equal(transform(indices(12, 20))[..., 0], source)
 
 
 def test_pixels_stay_in_their_patch_in_one_order_for_all():
@@ -46,6 +49,8 @@ def test_pixels_stay_in_their_patch_in_one_order_for_all():
     )
     offsets = patches - patches.min(1, keepdims=True)
     assert (offsets == offsets[0]).all()
+    assert (offsets[0] != offsets[0, np.argsort(offsets[0])]).any()
+    assert (patches.min(1) != originals.min(1)).any()
 
 
 def test_a_mixer_with_permuted_weights_sees_no_difference(golden):
