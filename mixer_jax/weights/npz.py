@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -86,8 +87,10 @@ def merge_pretrained(
       where: what begins the message of an error: the file `params` are from.
 
     Raises:
-      ValueError: a key other than the head's is missing, unknown or misshapen.
+      ValueError: a key other than the head's is missing, unknown or misshapen, or
+        `init_params` are not a Mixer's.
     """
+    layout.check_is_mixer(layout.flatten(init_params), "init_params")
     found, expected = (
         {k: x for k, x in layout.shapes_of(tree).items() if not k.startswith("head/")}
         for tree in (params, init_params)
@@ -213,7 +216,8 @@ def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         raise ValueError(f"{path} is a URL; files are written to local paths only.")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Not the process id: hosts that share a disk may share those too.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         os.replace(partial, path)

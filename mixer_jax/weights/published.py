@@ -4,6 +4,7 @@ They are fetched once over https, without an account, into a folder of the user'
 `$MIXER_JAX_CACHE` if that is set, else the system's place for caches.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -189,8 +190,12 @@ def _fetch(
         return path
     size = f" of {published.num_bytes:,} bytes" if published else ""
     try:
-        with npz.replace_when_whole(path) as partial:
-            download = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
+        with npz.replace_when_whole(path) as partial, contextlib.ExitStack() as stack:
+            # pooch leaves the connection of a refused request open: close it after it.
+            close = {"response": lambda response, **_: stack.enter_context(response)}
+            download = pooch.HTTPDownloader(
+                progressbar=True, chunk_size=2**20, hooks=close
+            )
             download(url, str(partial), None)
             try:
                 _check_download(partial, published)

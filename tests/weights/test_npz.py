@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import os
 import pickle
 import re
@@ -146,6 +147,12 @@ def write_with(**changes):
     return write
 
 
+def npy_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 zeros = lambda *shape: np.zeros(shape, "float32")
 BROKEN = {
     "truncated": (write_truncated, "cut off or damaged"),
@@ -156,7 +163,7 @@ BROKEN = {
         "no npz file.*pickles are never read",
     ),
     "npy": (
-        lambda path, flat: np.save(path.open("wb"), flat["stem/bias"]),
+        lambda path, flat: path.write_bytes(npy_bytes(flat["stem/bias"])),
         "no npz file",
     ),
     "empty": (lambda path, flat: path.touch(), "is empty"),
@@ -277,41 +284,46 @@ def test_infer_model_of_other_grids_patches_and_channels(tiny):
     assert square.image_size == (6, 15)
 
 
-def init_params(sizes):
-    model = sizes.create_model()
-    images = jnp.zeros((1, *sizes.image_size, 3))
-    init = jax.jit(lambda key: model.init(key, images, train=False)["params"])
-    return init(jax.random.key(0))
-
-
 @pytest.mark.parametrize("num_classes", [5, 9, None])
 def test_load_pretrained_takes_all_but_the_head(
     tiny, tmp_path, assert_same, num_classes
 ):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
-    init = init_params(dataclasses.replace(tiny.sizes, num_classes=num_classes))
+    sizes = dataclasses.replace(tiny.sizes, num_classes=num_classes)
+    init = tiny.tree(sizes, seed=1)
     params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     assert jax.tree.structure(params) == jax.tree.structure(init)
     expected = tiny.tree()
     del expected["head"]
     if num_classes:
-        assert not params["head"]["kernel"].any()  # zero as initialised
         expected["head"] = init["head"]
     assert_same(params, expected)
+
+
+def test_load_pretrained_after_init(tiny, tmp_path):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    model = tiny.sizes.create_model(num_classes=3)
+    images = jnp.ones((2, 16, 16, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", variables["params"])
+    logits, state = model.apply(
+        {"params": params}, images, train=False, mutable=["intermediates"]
+    )
+    assert not logits.any()  # the new head's kernel is zero
+    assert state["intermediates"]["pre_logits"][0].any()
 
 
 def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
     headless = dataclasses.replace(tiny.sizes, num_classes=None)
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(headless))
-    init = init_params(tiny.sizes)
+    init = tiny.tree(seed=1)
     params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
-    assert params["head"] is not None
     assert params["head"]["kernel"] is init["head"]["kernel"]
 
 
 def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
-    init = init_params(dataclasses.replace(tiny.sizes, num_tokens=36))
+    init = tiny.tree(dataclasses.replace(tiny.sizes, num_tokens=36))
     with pytest.raises(ValueError, match=r"on images of 16x16 pixels") as error:
         mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     message = str(error.value)
@@ -325,7 +337,7 @@ def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
 def test_load_pretrained_names_every_key_that_does_not_fit(tiny, tmp_path):
     path = tmp_path / "a.npz"
     npz.save_checkpoint(path, tiny.tree())
-    fork = init_params(dataclasses.replace(tiny.sizes, num_blocks=1))
+    fork = tiny.tree(dataclasses.replace(tiny.sizes, num_blocks=1))
     fork["MixerBlock_0"]["gate"] = {"kernel": jnp.zeros((3, 4))}
     fork["stem"]["kernel"] = jnp.zeros((8, 8, 3, 12))
     with pytest.raises(ValueError, match=re.escape(f"{path} does not fit")) as error:
@@ -337,3 +349,9 @@ def test_load_pretrained_names_every_key_that_does_not_fit(tiny, tmp_path):
         assert (f"{key}: found" in message) == (
             key.startswith("MixerBlock_1/") or key == "stem/kernel"
         )
+
+
+def test_load_pretrained_of_more_than_the_params(tiny, tmp_path):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    with pytest.raises(ValueError, match=r"init_params: no Mixer.* below 'params'"):
+        mixer_jax.load_pretrained(tmp_path / "a.npz", {"params": tiny.tree()})
