@@ -28,6 +28,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+    """Runs the config that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
@@ -47,10 +48,12 @@ def main(argv: list[str]) -> None:
 
 def _config_name() -> str:
     """Names a config after its file and its argument: b16, b16-cifar100."""
-    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(
-        ":"
+    file, _, argument = config_flags.get_config_filename(
+        flags.FLAGS["config"]
+    ).partition(":")
+    return re.sub(
+        r"[^\w.-]+", "_", "-".join(filter(None, [pathlib.Path(file).stem, argument]))
     )
-    return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, [pathlib.Path(file).stem, argument])))
 
 
 if __name__ == "__main__":

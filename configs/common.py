@@ -10,15 +10,16 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns what holds unless a config says otherwise: vit_jax's fine-tuning."""
     config = ml_collections.ConfigDict()
 
-    # A folder with the file {model.model_name}.npz, whose parameters the run starts
-    # from; all but the head. None: start from scratch.
+    # Where {model.model_name}.npz is, whose parameters the run starts from, all but the
+    # head: a published folder (imagenet1k, imagenet21k, sam, gsam; fetched once), or a
+    # local one. None: start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
 
     # "digits", a folder with {train,test}/<class>/<image>, a .csv or .tsv file with the
     # columns path, label and perhaps split, or any name of TensorFlow Datasets.
     config.dataset = "cifar10"
-    # Where TensorFlow Datasets keeps what is prepared, and where it finds files that one
-    # must download by hand. None: its defaults, in ~/tensorflow_datasets.
+    # Where TensorFlow Datasets keeps what is prepared, and where it finds files that
+    # one must download by hand. None: its defaults, in ~/tensorflow_datasets.
     config.tfds_data_dir = config_dict.placeholder(str)
     config.tfds_manual_dir = config_dict.placeholder(str)
 
@@ -81,15 +82,14 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     model.stoch_depth = 0.0  # probability of dropping the last block's branches
     model.dropout_rate = 0.0  # after the GELU and the second Dense of every MLP
     model.dtype = "float32"  # of the activations; or "bfloat16"
+    model.gelu = "tanh"  # as published; "erf" for parameters from PyTorch
     return model
 
 
-def with_model(
-    config: ml_collections.ConfigDict, name: str, dataset: str
+def with_dataset(
+    config: ml_collections.ConfigDict, dataset: str
 ) -> ml_collections.ConfigDict:
-    """Returns `config` for another model and dataset."""
-    config.model = get_model(name)
+    """Returns `config` for another dataset, with vit_jax's number of steps for it."""
     config.dataset = dataset
-    if dataset.split(":")[0] == "imagenet2012":
-        config.total_steps = 20_000  # vit_jax
+    config.total_steps = 20_000 if dataset == "imagenet2012" else 10_000
     return config

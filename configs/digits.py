@@ -1,6 +1,6 @@
 """Quick start: a small Mixer on scikit-learn's handwritten digits, from scratch.
 
-    python train.py --config configs/digits.py
+python train.py --config configs/digits.py
 """
 
 import ml_collections

@@ -57,7 +57,8 @@ def train_batches(
       process_count: number of processes.
 
     Returns:
-      An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32 [rows].
+      An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
+      [rows].
 
     Raises:
       ValueError: process_count does not divide batch_size.
@@ -73,7 +74,9 @@ def train_batches(
                     "label": np.int32(example.label),
                 }
             example = source[int(rng.integers(len(source)))]
-        raise ImageError("100 images in a row cannot be read; is the storage all right?")
+        raise ImageError(
+            "100 images in a row cannot be read; is the storage all right?"
+        )
 
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
@@ -110,7 +113,8 @@ def eval_batches(
       process_count: number of processes.
 
     Returns:
-      An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows] and `mask` float32 [rows].
+      An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows]
+      and `mask` float32 [rows].
 
     Raises:
       ValueError: process_count does not divide batch_size.

@@ -179,8 +179,9 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns [crop, crop, 3] for uint8 [h, w, 3]."""
+        height, width = image.shape[:2]
         top, left, height, width = sample_inception_crop(
-            rng, *image.shape[:2], self.area_range, self.aspect_range
+            rng, height, width, self.area_range, self.aspect_range
         )
         image = image[top : top + height, left : left + width]
         image = resize(image, self.crop, self.crop)

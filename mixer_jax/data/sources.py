@@ -61,10 +61,12 @@ class Dataset(Protocol):
     """A labelled dataset of one or more splits."""
 
     @property
-    def class_names(self) -> Sequence[str]: ...
+    def class_names(self) -> Sequence[str]:
+        """What the labels 0, 1, … stand for."""
+        ...
 
     def split(self, expression: str) -> Source:
-        """Returns the examples of "train", "train[:98%]", "test[100:200]", …
+        """Returns the examples of "train", "train[:98%]", and so on.
 
         Raises:
           DatasetError: the expression is malformed, names a split that is not there,
@@ -103,11 +105,11 @@ def open_dataset(
 
 
 def default_splits(name: str) -> tuple[str, str]:
-    """Returns the split expressions (train, test) of a dataset used in the usual way."""
+    """Returns the split expressions (train, test) that are usual for a dataset."""
     return DEFAULT_SPLITS.get(name.split(":")[0], ("train", "test"))
 
 
-# --- Datasets whose examples are listed in memory: digits, folders, tables -------------
+# --- Datasets whose examples are listed in memory: digits, folders, tables ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +123,7 @@ class _ArraySource:
         return len(self.labels)
 
     def __getitem__(self, index: int, /) -> Example:
-        return Example(
-            self.images[index], int(self.labels[index]), f"example {index}"
-        )
+        return Example(self.images[index], int(self.labels[index]), f"example {index}")
 
     def take(self, indices: np.ndarray) -> "_ArraySource":
         return _ArraySource(self.images[indices], self.labels[indices])
@@ -158,12 +158,13 @@ class _ListedDataset:
 
     def split(self, expression: str) -> Source:
         match = re.fullmatch(
-            r"(?P<split>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?", expression
+            r"(?P<split>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?",
+            expression,
         )
         if match is None:
             raise DatasetError(
-                f"{self.name}: cannot read the split {expression!r}. Expected something "
-                "like 'train', 'train[:90%]' or 'train[100:200]'."
+                f"{self.name}: cannot read the split {expression!r}. Expected "
+                "something like 'train', 'train[:90%]' or 'train[100:200]'."
             )
         if match["split"] not in self.splits:
             hint = ""
@@ -210,7 +211,7 @@ def _stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def _open_digits() -> _ListedDataset:
-    """scikit-learn's 1,797 handwritten digits; every fifth of a class is for testing."""
+    """scikit-learn's 1,797 handwritten digits, every fifth of a class for testing."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     data = load_digits()
@@ -262,7 +263,9 @@ def _open_folder(root: pathlib.Path) -> _ListedDataset:
             root,
             ignored.total(),
             " ".join(IMAGE_ENDINGS),
-            ", ".join(f"{n} {ending or 'without ending'}" for ending, n in ignored.items()),
+            ", ".join(
+                f"{n} {ending or 'without ending'}" for ending, n in ignored.items()
+            ),
         )
     all_classes = sorted(set().union(*class_dirs.values()))
     return _list_files(str(root), rows, all_classes)
@@ -294,7 +297,9 @@ def _open_table(path: pathlib.Path) -> _ListedDataset:
             image = os.path.join(path.parent, row["path"])
             rows.setdefault(split, []).append((image, row["label"]))
     return _list_files(
-        str(path), rows, sorted({label for split in rows.values() for _, label in split})
+        str(path),
+        rows,
+        sorted({label for split in rows.values() for _, label in split}),
     )
 
 
@@ -334,7 +339,7 @@ def _list_files(
     )
 
 
-# --- TensorFlow Datasets ---------------------------------------------------------------
+# --- TensorFlow Datasets ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,8 +425,8 @@ class _TfdsDataset:
         except NotImplementedError as error:
             raise DatasetError(
                 f"{self.name} in {self._builder.data_dir} is stored as "
-                f"{self._builder.info.file_format.value}, which cannot be read in random "
-                "order. Prepare it as array_record: give another tfds_data_dir, or "
+                f"{self._builder.info.file_format.value}, which cannot be read in "
+                "random order. Prepare it as array_record in another tfds_data_dir, or "
                 "convert it with `tfds convert_format --dataset_dir="
                 f"{self._builder.data_dir} --out_file_format=array_record "
                 "--out_path=<new folder>`."
@@ -437,8 +442,8 @@ def _unknown_dataset(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name.split(":")[0], known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
-        f"There is no dataset {name!r}: neither a folder or .csv/.tsv file of that name "
-        f"nor a dataset of TensorFlow Datasets.{hint}"
+        f"There is no dataset {name!r}: neither a folder or .csv/.tsv file of that "
+        f"name nor a dataset of TensorFlow Datasets.{hint}"
     )
 
 

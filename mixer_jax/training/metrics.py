@@ -20,7 +20,9 @@ class _ConsoleHandler(logging.Handler):
     """Prints messages above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        prefix = (
+            f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        )
         tqdm.write(prefix + self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
@@ -65,7 +67,7 @@ class MetricsWriter:
             partial = path.with_suffix(".partial")
             partial.write_text("".join(kept))
             partial.replace(path)
-        self._file = open(path, "a", buffering=1, encoding="utf-8")
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
         )

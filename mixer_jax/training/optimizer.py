@@ -82,7 +82,9 @@ def create_optimizer(
             f"optimizer is {name!r}; expected one of {', '.join(OPTIMIZERS)}."
         )
     clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip else None
-    decay = optax.add_decayed_weights(weight_decay, _is_kernel) if weight_decay else None
+    decay = (
+        optax.add_decayed_weights(weight_decay, _is_kernel) if weight_decay else None
+    )
     steps = [clip, scale, decay, optax.scale_by_learning_rate(schedule)]
     return optax.chain(*(step for step in steps if step is not None))
 

@@ -15,8 +15,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """What a checkpoint holds.
 
     Attributes:
@@ -73,7 +72,7 @@ def make_train_step(
     """
 
     def mean_loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
-        logits = model.apply(
+        logits: Any = model.apply(
             {"params": params},
             to_model_input(batch["image"]),
             train=True,
@@ -85,7 +84,8 @@ def make_train_step(
         # Slice k takes rows k, k + accum_steps, … : of each device as many, so that no
         # row changes device.
         slices = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0), batch
+            lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0),
+            batch,
         )
 
         def add_slice(total: Any, part: Any) -> tuple[Any, None]:
@@ -130,7 +130,9 @@ def make_eval_step(
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         images, labels, mask = batch["image"], batch["label"], batch["mask"]
-        logits = model.apply({"params": params}, to_model_input(images), train=False)
+        logits: Any = model.apply(
+            {"params": params}, to_model_input(images), train=False
+        )
         # Rank of the label's logit; ties count against the model.
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         rank = jnp.sum(logits >= own, axis=-1)

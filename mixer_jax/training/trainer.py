@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import ml_collections
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -44,7 +42,7 @@ from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
 
-Config = ml_collections.ConfigDict
+Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
 
 
 class ConfigError(ValueError):
@@ -55,7 +53,7 @@ class NonFiniteError(ArithmeticError):
     """The loss or the gradient is infinite or not a number."""
 
 
-class RunStopped(Exception):
+class RunStopped(Exception):  # noqa: N818 - it is no error
     """A signal asked the run to stop, and its state has been saved."""
 
 
@@ -152,7 +150,7 @@ def train_and_evaluate(
         return results
 
 
-# --- What a run is made of -------------------------------------------------------------
+# --- What a run is made of ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +316,7 @@ def _save_params(path: pathlib.Path, params: Any, mesh: Mesh) -> None:
     multihost_utils.sync_global_devices("final parameters written")
 
 
-# --- What a run tells ------------------------------------------------------------------
+# --- What a run tells ---
 
 
 class _MetricsReader:
@@ -396,7 +394,7 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
     )
 
 
-# --- What a run refuses, and what stops it ---------------------------------------------
+# --- What a run refuses, and what stops it ---
 
 
 def check_config(config: Config) -> None:
@@ -414,7 +412,7 @@ def check_config(config: Config) -> None:
             accum = f" and accum_steps {config.accum_steps}" if key == "batch" else ""
             raise ConfigError(
                 f"{key} is {config[key]}; with {devices} devices{accum} it must be a "
-                f"multiple of {unit}. Try --config.{key}={-(-config[key] // unit) * unit}."
+                f"multiple of {unit}, such as {-(-config[key] // unit) * unit}."
             )
 
 
@@ -436,7 +434,9 @@ def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
         )
 
 
-def _write_workdir(config: Config, class_names: list[str], workdir: pathlib.Path) -> None:
+def _write_workdir(
+    config: Config, class_names: list[str], workdir: pathlib.Path
+) -> None:
     if jax.process_index() == 0:
         for name, content in (
             ("class_names.json", class_names),
