@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from mixer_jax.data.sources import DatasetError
 from mixer_jax.training import trainer
+from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> None:
         trainer.NonFiniteError,
         trainer.RunStopped,
         DatasetError,
+        CheckpointError,
+        OSError,
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -28,6 +28,10 @@ _OTHER_FILES = {
 }
 
 
+class CheckpointError(ValueError):
+    """A file of parameters that is damaged, not a Mixer, or of another model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MixerSizes:
     """What the shapes of a Mixer's parameters say.
@@ -146,7 +150,7 @@ def infer_model(params: Mapping[str, Any]) -> MixerSizes:
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      ValueError: a key is missing, unknown, or of a shape that does not fit the others.
+      CheckpointError: a key is missing, unknown, or of a shape that does not fit the others.
     """
     return infer_sizes(shapes_of(params), "The parameters")
 
@@ -165,7 +169,7 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
             if key.endswith(suffix) and len(shape) == rank
         ]
         if not found:
-            raise ValueError(
+            raise CheckpointError(
                 f"{where}: no key ends in {suffix!r} with {rank} axes, and a Mixer "
                 f"has at least one. Found {', '.join(list(shapes)[:6])}, ..."
             )
@@ -192,7 +196,7 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
 
 
 def check_is_mixer(keys: Mapping[str, Any], where: str) -> None:
-    """Raises a ValueError that says what `keys` look like, if not like a Mixer."""
+    """Raises a CheckpointError that says what `keys` look like, if not like a Mixer."""
     if any(re.match(r"MixerBlock_(0|[1-9]\d{0,3})/", key) for key in keys):
         return
     looks = [
@@ -200,7 +204,7 @@ def check_is_mixer(keys: Mapping[str, Any], where: str) -> None:
         for start, what in _OTHER_FILES.items()
         if any(key.startswith(start) for key in keys)
     ]
-    raise ValueError(
+    raise CheckpointError(
         f"{where}: no Mixer, which has keys such as 'MixerBlock_0/LayerNorm_0/scale'. "
         f"Found {', '.join(list(keys)[:6]) or 'no keys at all'}"
         f"{', ...' if len(keys) > 6 else ''}"
@@ -209,7 +213,7 @@ def check_is_mixer(keys: Mapping[str, Any], where: str) -> None:
 
 
 def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
-    """Raises a ValueError that names every missing, unknown and misshapen key."""
+    """Raises a CheckpointError that names every missing, unknown and misshapen key."""
     lines = [
         f"  {key}: missing, expected {shape}"
         for key, shape in expected.items()
@@ -223,7 +227,7 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
         if shape != expected.get(key)
     ]
     if lines:
-        raise ValueError("\n".join([f"{where}.", *lines]))
+        raise CheckpointError("\n".join([f"{where}.", *lines]))
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:

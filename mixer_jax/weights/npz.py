@@ -35,7 +35,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
-      ValueError: the file is cut off or damaged, pickled, of another dtype than
+      CheckpointError: the file is cut off or damaged, pickled, of another dtype than
         float32, not finite, or not a whole Mixer; the message says which and where.
     """
     arrays = dict(_read_arrays(pathlib.Path(path)))
@@ -50,7 +50,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> layout.MixerSizes:
       The sizes of the model that the file holds.
 
     Raises:
-      FileNotFoundError, IsADirectoryError, ValueError: as read_checkpoint.
+      FileNotFoundError, IsADirectoryError, CheckpointError: as read_checkpoint.
     """
     shapes = {key: array.shape for key, array in _read_arrays(pathlib.Path(path))}
     return layout.infer_sizes(shapes, str(path))
@@ -65,7 +65,7 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      ValueError: they are not a Mixer's, not float32, not finite, or `path` is a URL.
+      CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a URL.
     """
     layout.infer_model(params)
     with replace_when_whole(path) as partial, partial.open("wb") as file:
@@ -87,7 +87,7 @@ def merge_pretrained(
       where: what begins the message of an error: the file `params` are from.
 
     Raises:
-      ValueError: a key other than the head's is missing, unknown or misshapen, or
+      CheckpointError: a key other than the head's is missing, unknown or misshapen, or
         `init_params` are not a Mixer's.
     """
     layout.check_is_mixer(layout.flatten(init_params), "init_params")
@@ -114,7 +114,9 @@ def _explain(params: Mapping[str, Any], init_params: Mapping[str, Any]) -> str:
     found = layout.infer_model(params)
     try:
         wanted = layout.infer_model(init_params)
-    except ValueError:  # a fork with parameters of its own: the keys must do
+    except (
+        layout.CheckpointError
+    ):  # a fork with parameters of its own: the keys must do
         return f"The file holds a {found}"
     why = f"The file holds a {found}; the model is a {wanted}"
     if found.num_tokens != wanted.num_tokens and found.patch_size == wanted.patch_size:
@@ -127,10 +129,10 @@ def _explain(params: Mapping[str, Any], init_params: Mapping[str, Any]) -> str:
 
 
 def check_values(array: Any, where: str) -> None:
-    """Raises a ValueError that begins with `where` unless `array` is sound."""
+    """Raises a CheckpointError that begins with `where` unless `array` is sound."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         found = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(
+        raise layout.CheckpointError(
             f"{where} is {found}, expected float32. Convert it knowingly: "
             "array.astype('float32')."
         )
@@ -139,7 +141,7 @@ def check_values(array: Any, where: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum()
     if not np.isfinite(total) and not (finite := np.isfinite(array)).all():
-        raise ValueError(
+        raise layout.CheckpointError(
             f"{where} has {array.size - np.count_nonzero(finite)} NaN or infinite "
             f"values among {array.size}. The parameters are of no use: take another "
             "copy of the file, or a checkpoint from before training diverged."
@@ -155,7 +157,7 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
             try:
                 array = file[name]
             except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-                raise ValueError(
+                raise layout.CheckpointError(
                     f"{path}: {name} cannot be read ({e}). Either the file is damaged, "
                     "and another copy is needed, or it holds pickled objects, which "
                     "are refused since loading them could run any code."
@@ -184,13 +186,13 @@ def _open(path: pathlib.Path) -> Any:
     except (ValueError, zipfile.BadZipFile) as e:
         problem = str(e)
     if not start:
-        raise ValueError(f"{path} is empty. Fetch or copy the file again.")
+        raise layout.CheckpointError(f"{path} is empty. Fetch or copy the file again.")
     if start == b"PK":
-        raise ValueError(
+        raise layout.CheckpointError(
             f"{path} of {path.stat().st_size:,} bytes is cut off or damaged: "
             f"{problem}. Fetch or copy the file again."
         )
-    raise ValueError(
+    raise layout.CheckpointError(
         f"{path} is no npz file (a zip archive of arrays): it begins with {start!r}. "
         "For safetensors there is mixer_jax.weights.timm; pickles are never read."
     )
@@ -213,7 +215,9 @@ def _squeeze(array: np.ndarray, rank: int) -> np.ndarray:
 def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write, and moves it there if all goes well."""
     if "://" in os.fspath(path):
-        raise ValueError(f"{path} is a URL; files are written to local paths only.")
+        raise layout.CheckpointError(
+            f"{path} is a URL; files are written to local paths only."
+        )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: hosts that share a disk may share those too.

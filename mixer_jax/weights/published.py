@@ -16,7 +16,12 @@ import pooch
 
 from mixer_jax.variants import VARIANTS
 from mixer_jax.weights import npz
-from mixer_jax.weights.layout import MixerSizes, infer_model, variant_sizes
+from mixer_jax.weights.layout import (
+    CheckpointError,
+    MixerSizes,
+    infer_model,
+    variant_sizes,
+)
 
 BUCKET = "gs://mixer_models/"
 BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
@@ -66,7 +71,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       OSError: as resolve, where there is no such file or it cannot be fetched.
-      ValueError: the file is not a sound Mixer, or not the one its name says.
+      CheckpointError: the file is not a sound Mixer, or not the one its name says.
     """
     path = resolve(name_or_path)
     params = npz.read_checkpoint(path)
@@ -93,7 +98,7 @@ def load_pretrained(
 
     Raises:
       OSError: as resolve, where there is no such file or it cannot be fetched.
-      ValueError: the file is not a sound Mixer, or does not fit the model; every key
+      CheckpointError: the file is not a sound Mixer, or does not fit the model; every key
         at fault is named with the shapes found and expected.
     """
     params = load_checkpoint(name_or_path)
@@ -113,7 +118,7 @@ def find_checkpoint(
         its ".npz".
 
     Raises:
-      OSError, ValueError: as resolve.
+      OSError, CheckpointError: as resolve.
     """
     folder = os.fspath(pretrained_dir).rstrip("/")
     if model_name in VARIANTS:
@@ -134,7 +139,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       FileNotFoundError: no local file has that path.
       OSError: a file could not be fetched; the message says where to put it by hand.
-      ValueError: a file was fetched, but is not what it should be, and so was not
+      CheckpointError: a file was fetched, but is not what it should be, and so was not
         kept; or no file is published under that name.
     """
     text = os.fspath(name_or_path)
@@ -145,7 +150,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         path = cache_dir() / "urls" / urllib.parse.quote(text, safe="")
         return _fetch(text, path, None)
     if "://" in text:
-        raise ValueError(
+        raise CheckpointError(
             f"{text}: only {BUCKET} and http(s) URLs can be fetched. Copy the file to "
             "a local path with the tools of its store."
         )
@@ -171,7 +176,7 @@ def _published_name(text: str) -> str | None:
         if text.startswith(prefix):
             name = text.removeprefix(prefix).removesuffix(".npz")
             if name not in PUBLISHED:
-                raise ValueError(f"{text}: no such published file. {_names()}")
+                raise CheckpointError(f"{text}: no such published file. {_names()}")
             return name
     return text if text in PUBLISHED else None
 
@@ -199,9 +204,9 @@ def _fetch(
             download(url, str(partial), None)
             try:
                 _check_download(partial, published)
-            except ValueError as error:
+            except CheckpointError as error:
                 message = f"{url} did not send what it should, nothing was kept: "
-                raise ValueError(message + str(error)) from error
+                raise CheckpointError(message + str(error)) from error
     except OSError as error:
         raise OSError(
             f"{url} could not be fetched: {error}. Where this machine has no "
@@ -212,7 +217,7 @@ def _fetch(
 
 def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None:
     if published and (size := path.stat().st_size) != published.num_bytes:
-        raise ValueError(
+        raise CheckpointError(
             f"{size:,} bytes arrived, expected {published.num_bytes:,}. Try again."
         )
     sizes = npz.inspect_checkpoint(path)
@@ -222,7 +227,7 @@ def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None
 
 def _check_sizes(sizes: MixerSizes, published: PublishedFile, where: str) -> None:
     if sizes != published.sizes:
-        raise ValueError(
+        raise CheckpointError(
             f"{where} holds a {sizes}; the published file holds a {published.sizes}. "
             "Delete the file to have it fetched again."
         )

@@ -45,7 +45,7 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
-      ValueError: it is no sound safetensors file, not float32, not finite, or not a
+      CheckpointError: it is no sound safetensors file, not float32, not finite, or not a
         whole Mixer.
     """
     params = {}
@@ -60,7 +60,7 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
             if dtype != "F32"
         ]
         if wrong:
-            raise ValueError(
+            raise layout.CheckpointError(
                 "\n  ".join([f"{path} is not a timm Mixer in float32:", *wrong])
             )
         for name, key in keys.items():
@@ -78,7 +78,7 @@ def timm_gelu(path: str | os.PathLike[str]) -> str:
     That is "erf", as in timm, unless save_timm noted otherwise in the file.
 
     Raises:
-      FileNotFoundError, IsADirectoryError, ValueError: as load_timm.
+      FileNotFoundError, IsADirectoryError, CheckpointError: as load_timm.
     """
     with _open(path) as file:
         return (file.metadata() or {}).get("gelu", "erf")
@@ -103,7 +103,7 @@ def save_timm(
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      ValueError: they are not a Mixer's, not float32, not finite, `path` is a URL, or
+      CheckpointError: they are not a Mixer's, not float32, not finite, `path` is a URL, or
         `gelu` is unknown.
     """
     if gelu not in ("tanh", "erf"):
@@ -136,7 +136,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise ValueError(
+        raise layout.CheckpointError(
             f"{path} is no whole safetensors file ({error}). Fetch or copy it again; "
             "npz files are read by mixer_jax.load_checkpoint, pickles never."
         ) from error
