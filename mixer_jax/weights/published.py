@@ -98,8 +98,8 @@ def load_pretrained(
 
     Raises:
       OSError: as resolve, where there is no such file or it cannot be fetched.
-      CheckpointError: the file is not a sound Mixer, or does not fit the model; every key
-        at fault is named with the shapes found and expected.
+      CheckpointError: the file is not a sound Mixer, or does not fit the model; every
+        key at fault is named with the shapes found and expected.
     """
     params = load_checkpoint(name_or_path)
     return npz.merge_pretrained(init_params, params, os.fspath(name_or_path))

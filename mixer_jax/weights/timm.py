@@ -45,13 +45,13 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
-      CheckpointError: it is no sound safetensors file, not float32, not finite, or not a
-        whole Mixer.
+      CheckpointError: it is no sound safetensors file, not float32, not finite, or not
+        a whole Mixer.
     """
     params = {}
     with _open(path) as file:
-        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        keys = {_timm_name(key): key for key in _published_keys(dtypes)}
+        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa:
+        SIM118 keys = {_timm_name(key): key for key in _published_keys(dtypes)}
         wrong = [f"{x}: missing" for x in sorted(keys.keys() - dtypes.keys())]
         wrong += [f"{x}: unknown" for x in sorted(dtypes.keys() - keys.keys())]
         wrong += [
