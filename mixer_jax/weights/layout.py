@@ -151,7 +151,8 @@ def infer_model(params: Mapping[str, Any]) -> MixerSizes:
     Raises:
       TypeError: `params` is no nested dict of arrays.
       CheckpointError: a key is missing, unknown, or of a shape that does not fit the
-    others."""
+        others.
+    """
     return infer_sizes(shapes_of(params), "The parameters")
 
 

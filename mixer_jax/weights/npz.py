@@ -66,7 +66,8 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
     Raises:
       TypeError: `params` is no nested dict of arrays.
       CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
-    URL."""
+        URL.
+    """
     layout.infer_model(params)
     with replace_when_whole(path) as partial, partial.open("wb") as file:
         arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}

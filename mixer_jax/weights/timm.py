@@ -50,8 +50,8 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     params = {}
     with _open(path) as file:
-        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa:
-        SIM118 keys = {_timm_name(key): key for key in _published_keys(dtypes)}
+        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        keys = {_timm_name(key): key for key in _published_keys(dtypes)}
         wrong = [f"{x}: missing" for x in sorted(keys.keys() - dtypes.keys())]
         wrong += [f"{x}: unknown" for x in sorted(dtypes.keys() - keys.keys())]
         wrong += [
@@ -103,8 +103,9 @@ def save_timm(
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      CheckpointError: they are not a Mixer's, not float32, not finite, `path` is a URL, or
-        `gelu` is unknown.
+      CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
+        URL.
+      ValueError: `gelu` is unknown.
     """
     if gelu not in ("tanh", "erf"):
         raise ValueError(f"gelu is {gelu!r}, expected 'tanh' or 'erf'.")
