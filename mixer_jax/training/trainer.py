@@ -208,6 +208,9 @@ def _open_data(config: Config) -> Data:
     eval_transform = preprocess.EvalTransform(
         config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
     )
+    # A split smaller than a batch is not padded to a whole one.
+    devices = jax.device_count()
+    batch_eval = min(config.batch_eval, -(-len(test_source) // devices) * devices)
     return Data(
         list(dataset.class_names),
         lambda start_step: pipeline.train_batches(
@@ -219,7 +222,7 @@ def _open_data(config: Config) -> Data:
             **shared,
         ),
         lambda: pipeline.eval_batches(
-            test_source, eval_transform, batch_size=config.batch_eval, **shared
+            test_source, eval_transform, batch_size=batch_eval, **shared
         ),
     )
 
