@@ -75,7 +75,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = resolve(name_or_path)
     params = npz.read_checkpoint(path)
-    if name := _published_name(os.fspath(name_or_path)):
+    if name := published_name(os.fspath(name_or_path)):
         _check_sizes(infer_model(params), PUBLISHED[name], str(path))
     return params
 
@@ -143,7 +143,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         kept; or no file is published under that name.
     """
     text = os.fspath(name_or_path)
-    if name := _published_name(text):
+    if name := published_name(text):
         path = cache_dir().joinpath(*f"{name}.npz".split("/"))
         return _fetch(f"{BASE_URL}{name}.npz", path, PUBLISHED[name])
     if text.startswith(("https://", "http://")):
@@ -170,8 +170,12 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(folder).expanduser()
 
 
-def _published_name(text: str) -> str | None:
-    """Returns the key in PUBLISHED that `text` means, None if it means none."""
+def published_name(text: str) -> str | None:
+    """Returns the key in PUBLISHED that a name or URL means, None if it means none.
+
+    Raises:
+      CheckpointError: the URL is the bucket's, but no file is published there.
+    """
     for prefix in (BUCKET, BASE_URL):
         if text.startswith(prefix):
             name = text.removeprefix(prefix).removesuffix(".npz")
