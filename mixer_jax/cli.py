@@ -8,10 +8,11 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -21,11 +22,6 @@ from tyro.conf import Positional
 
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.data.sources import DatasetError, default_splits, open_dataset
-from mixer_jax.evaluation.classification import (
-    Report,
-    evaluate_dataset,
-    plot_confusion_matrix,
-)
 from mixer_jax.evaluation.loading import LoadedModel, load_model
 from mixer_jax.evaluation.prediction import find_images, format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
@@ -39,6 +35,9 @@ from mixer_jax.weights.published import (
     published_name,
 )
 from mixer_jax.weights.timm import save_timm
+
+if TYPE_CHECKING:
+    from mixer_jax.evaluation.classification import Report
 
 app = tyro.extras.SubcommandApp()
 
@@ -89,7 +88,7 @@ Model = Annotated[
     Positional[str],
     tyro.conf.arg(
         metavar="MODEL",
-        help="A run's workdir; a published name such as imagenet1k/Mixer-B_16; an npz "
+        help="a run's workdir; a published name such as imagenet1k/Mixer-B_16; an npz "
         "file, in the published or the older layout; or timm's .safetensors.",
     ),
 ]
@@ -119,6 +118,12 @@ def evaluate(
       json_file: write all numbers to this file too.
       confusion_matrix: draw one as this PNG file, of at most 50 classes.
     """
+    # Grain takes a third of a second to import, and nothing else here needs it.
+    from mixer_jax.evaluation.classification import (
+        evaluate_dataset,
+        plot_confusion_matrix,
+    )
+
     loaded, transform = flags.load(model)
     config: Any = loaded.config or {}
     if dataset is None and not config:
@@ -140,22 +145,11 @@ def evaluate(
         batch_size=batch,
     )
     _print_report(report, f"{dataset} {split}", transform)
-    accuracies, counts = report.class_accuracies()
     if json_file:
-        by_class = zip(report.class_names, accuracies, counts.tolist(), strict=True)
-        content = {
-            "model": model,
-            "dataset": dataset,
-            "split": split,
-            "transform": dataclasses.asdict(transform),
-            **report.metrics,
-            "classes": [
-                {"name": name, "top1": float(top1) if n else None, "count": n}
-                for name, top1, n in by_class
-            ],
-        }
+        about = {"model": model, "dataset": dataset, "split": split}
+        about |= {"transform": dataclasses.asdict(transform)} | report.as_dict()
         with replace_when_whole(json_file) as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+            partial.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     if confusion_matrix:
         plot_confusion_matrix(
             confusion_matrix, report.confusion_matrix(), report.class_names
@@ -183,6 +177,8 @@ def predict(
       output: print to this file.
       batch: images at a time.
     """
+    if not files:
+        raise UsageError("Name images, folders or globs after the model.")
     if top_k < 1 or batch < 1:
         raise UsageError(f"--top-k is {top_k} and --batch {batch}; 1 is the least.")
     paths = find_images(files)
@@ -245,7 +241,7 @@ def convert(model: Model, target: Positional[pathlib.Path]) -> None:
     """Writes a model's parameters in another format.
 
     Args:
-      target: a file ending in .npz, in the published layout, or in .safetensors, timm's.
+      target: a file ending in .npz (the published layout) or .safetensors (timm's).
     """
     if target.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
@@ -293,16 +289,15 @@ def inspect(model: Model) -> None:
         loaded = load_model(model)
         sizes, gelu = infer_model(loaded.params), loaded.model.gelu
     shapes = sizes.shapes()
-    count = sum(math.prod(shape) for shape in shapes.values())
-    head = sum(
-        math.prod(shape) for key, shape in shapes.items() if key.startswith("head/")
-    )
+    counts = {key: math.prod(shape) for key, shape in shapes.items()}
+    total = sum(counts.values())
+    head = counts.get("head/kernel", 0) + counts.get("head/bias", 0)
     classes = f"{sizes.num_classes} classes" if sizes.num_classes else "none"
     print(f"model       {sizes}, {gelu} GELU")
-    print(f"parameters  {count:,}, {count - head:,} without the head")
+    print(f"parameters  {total:,}, {total - head:,} without the head")
     print(f"head        {classes}\n")
     rows = [
-        (key, " x ".join(map(str, shape)), f"{math.prod(shape):,}")
+        (key, " x ".join(map(str, shape)), f"{counts[key]:,}")
         for key, shape in shapes.items()
         if not key.startswith("MixerBlock_") or key.startswith("MixerBlock_0/")
     ]
@@ -313,7 +308,7 @@ def inspect(model: Model) -> None:
         )
 
 
-def _print_report(report: Report, data: str, transform: EvalTransform) -> None:
+def _print_report(report: "Report", data: str, transform: EvalTransform) -> None:
     """Prints what was measured; of many classes only the ten worst."""
     metrics, names = report.metrics, report.class_names
     how = f"resize {transform.resize}, crop {transform.crop}"
@@ -330,7 +325,9 @@ def _print_report(report: Report, data: str, transform: EvalTransform) -> None:
     if len(shown) > 50:
         shown = shown[np.argsort(accuracies[shown], kind="stable")[:10]]
         print("The ten classes with the lowest accuracy (--json-file has all):")
-    rows = [(names[i], f"{accuracies[i]:.2%}", f"{counts[i]:,}") for i in shown]
+    rows = [
+        (names[i], f"{accuracies[i]:.2%}", f"{counts[i]:,}") for i in shown.tolist()
+    ]
     _print_table([("class", "top-1", "images"), *rows], "<>>")
 
 
@@ -352,5 +349,8 @@ def main() -> None:
             description="Uses models that mixer_jax has trained or can read.",
             args=sys.argv[1:] or ["--help"],
         )
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (CheckpointError, DatasetError, ExportError, UsageError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

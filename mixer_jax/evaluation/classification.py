@@ -85,6 +85,16 @@ class Report:
         hits = np.bincount(self.labels[self.labels == self.predictions], minlength=n)
         return np.where(counts, hits / np.maximum(counts, 1), np.nan), counts
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the metrics and, under `classes`, each class's; fit for JSON."""
+        accuracies, counts = self.class_accuracies()
+        rows = zip(self.class_names, accuracies.tolist(), counts.tolist(), strict=True)
+        classes = [
+            {"name": name, "top1": top1 if count else None, "count": count}
+            for name, top1, count in rows
+        ]
+        return {**self.metrics, "classes": classes}
+
 
 def evaluate_dataset(
     loaded: LoadedModel,

@@ -11,7 +11,6 @@ from typing import Any
 
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer, Patches
-from mixer_jax.training.checkpointing import read_latest_params
 from mixer_jax.weights.layout import CheckpointError, infer_model
 from mixer_jax.weights.npz import read_checkpoint
 from mixer_jax.weights.published import load_checkpoint, published_name
@@ -130,7 +129,13 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
         )
     config = _read_json(workdir / "config.json")
     final, names = workdir / "final.npz", workdir / "class_names.json"
-    params = read_checkpoint(final) if final.exists() else read_latest_params(workdir)
+    if final.exists():
+        params = read_checkpoint(final)
+    else:
+        # Orbax takes a third of a second to import, and is seldom needed.
+        from mixer_jax.training.checkpointing import read_latest_params
+
+        params = read_latest_params(workdir)
     fields, pp = dict(config["model"]), config["pp"]
     patches = Patches(tuple(fields.pop("patches")["size"]))
     return LoadedModel(

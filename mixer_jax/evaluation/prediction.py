@@ -102,7 +102,9 @@ def predict(
     transform = transform or loaded.transform
     params = jax.device_put(loaded.params)
 
-    batch_size = min(batch_size, len(files))  # every batch has it: one compilation
+    batch_size = min(
+        batch_size, max(len(files), 1)
+    )  # every batch has it: one compilation
 
     @jax.jit
     def classify(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
