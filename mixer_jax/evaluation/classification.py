@@ -1,11 +1,24 @@
-"""Accuracy and loss over every example of a split."""
+"""Accuracy and loss over every example of a split, in all and by class."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from mixer_jax.training.step import Batch, Metrics
+from mixer_jax.data.pipeline import eval_batches
+from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.sources import Dataset, DatasetError, Example, Source
+from mixer_jax.evaluation.loading import LoadedModel, imagenet_synsets
+from mixer_jax.model import MlpMixer
+from mixer_jax.training import losses, sharding
+from mixer_jax.training.step import Batch, Metrics, make_eval_step, to_model_input
+from mixer_jax.weights.layout import CheckpointError
+from mixer_jax.weights.npz import replace_when_whole
 
 
 def evaluate(
@@ -41,3 +54,176 @@ def evaluate(
     if count == 0:
         raise ValueError("None of the examples to evaluate on could be read.")
     return {name: value / count for name, value in totals.items()} | {"count": count}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a model made of a split.
+
+    Attributes:
+      metrics: see `evaluate`.
+      labels: int [count], the classes of the examples that could be read.
+      predictions: int [count], the classes with the highest logits.
+      class_names: what the classes are called.
+    """
+
+    metrics: dict[str, float]
+    labels: np.ndarray
+    predictions: np.ndarray
+    class_names: Sequence[str]
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Returns int [classes, classes]: examples by label and prediction."""
+        n = len(self.class_names)
+        cells = self.labels * n + self.predictions
+        return np.bincount(cells, minlength=n * n).reshape(n, n)
+
+    def class_accuracies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns, by class, the accuracy (NaN without examples) and their number."""
+        n = len(self.class_names)
+        counts = np.bincount(self.labels, minlength=n)
+        hits = np.bincount(self.labels[self.labels == self.predictions], minlength=n)
+        return np.where(counts, hits / np.maximum(counts, 1), np.nan), counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the metrics and, under `classes`, each class's; fit for JSON."""
+        accuracies, counts = self.class_accuracies()
+        rows = zip(self.class_names, accuracies.tolist(), counts.tolist(), strict=True)
+        classes = [
+            {"name": name, "top1": top1 if count else None, "count": count}
+            for name, top1, count in rows
+        ]
+        return {**self.metrics, "classes": classes}
+
+
+def evaluate_dataset(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    split: str,
+    *,
+    transform: EvalTransform | None = None,
+    batch_size: int = 128,
+) -> Report:
+    """Scores a model on a split of a dataset, over all of this host's devices.
+
+    Labels are matched to the model's classes by name, so a dataset may have fewer
+    classes or another order; of ImageNet-1k's, WordNet ids will do as names.
+
+    Args:
+      loaded: see `mixer_jax.evaluation.loading.load_model`.
+      dataset: see `mixer_jax.data.sources.open_dataset`.
+      split: such as "test" or "validation[:1000]".
+      transform: instead of the model's own.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+
+    Returns:
+      the report; its loss is softmax cross-entropy.
+
+    Raises:
+      CheckpointError: the model has no head.
+      DatasetError: the split is not there, or has classes that the model has not.
+      ValueError: none of the examples could be read.
+    """
+    if not loaded.model.num_classes:
+        raise CheckpointError("The model has no head, and so nothing to score.")
+    names, labels = _match_classes(loaded, dataset.class_names)
+    source: Source = _Relabelled(dataset.split(split), labels)
+    mesh = sharding.create_mesh()
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    params = jax.device_put(loaded.params, sharding.replicated(mesh))
+    step = jax.jit(make_report_step(loaded.model, losses.softmax_cross_entropy))
+    rows = eval_batches(source, transform or loaded.transform, batch_size=batch_size)
+    kept: list[tuple[jax.Array, ...]] = []
+
+    def keep_predictions(params: Any, batch: Batch) -> Metrics:
+        sums, predictions = step(params, batch)
+        kept.append((batch["label"], predictions, batch["mask"]))
+        return sums
+
+    with contextlib.closing(rows):
+        batches = (sharding.shard_batch(mesh, batch) for batch in rows)
+        metrics = evaluate(keep_predictions, params, batches)
+    columns = zip(*jax.device_get(kept), strict=True)
+    label, prediction, mask = (np.concatenate(column) for column in columns)
+    read = mask > 0
+    return Report(metrics, label[read], prediction[read], names)
+
+
+def make_report_step(
+    model: MlpMixer, loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Callable[[Any, Batch], tuple[Metrics, jax.Array]]:
+    """Returns make_eval_step's function, which gives predictions int [batch] as well.
+
+    To be jitted: the compiler finds that both parts compute the same logits.
+    """
+    eval_step = make_eval_step(model, loss_fn)
+
+    def report_step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
+        images = to_model_input(batch["image"])
+        logits: Any = model.apply({"params": params}, images, train=False)
+        return eval_step(params, batch), jnp.argmax(logits, axis=-1)
+
+    return report_step
+
+
+def plot_confusion_matrix(
+    path: str | os.PathLike[str], matrix: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Draws int [classes, classes], by label and prediction, as a PNG file."""
+    from matplotlib.figure import Figure  # over a second to import
+
+    n = len(class_names)
+    side = 2.5 + 0.35 * n
+    axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(n), class_names, rotation=90)
+    axes.set_yticks(range(n), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        number = str(matrix[row, column])
+        axes.text(column, row, number, ha="center", va="center", color=color, size=7)
+    with replace_when_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Relabelled:
+    """A source whose labels are replaced."""
+
+    source: Source
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        return example._replace(label=int(self.labels[example.label]))
+
+
+def _match_classes(
+    loaded: LoadedModel, dataset_names: Sequence[str]
+) -> tuple[Sequence[str], np.ndarray]:
+    """Returns the model's class names, and its class for each one of the dataset."""
+    names, num_classes = loaded.class_names, loaded.model.num_classes
+    if names is None or list(names) == list(dataset_names):
+        if len(dataset_names) != num_classes:
+            raise DatasetError(
+                f"The dataset has {len(dataset_names)} classes and the model, whose "
+                f"classes have no names, {num_classes}. Name them (--class-names) to "
+                "match classes by name."
+            )
+        return dataset_names, np.arange(num_classes)
+    known = {name: i for i, name in enumerate(names)}
+    if names == list(imagenet_synsets().values()):
+        known |= {synset: i for i, synset in enumerate(imagenet_synsets())}
+    unknown = [name for name in dataset_names if name not in known]
+    if unknown:
+        raise DatasetError(
+            f"{len(unknown)} of the dataset's {len(dataset_names)} classes are none of "
+            f"the model's {num_classes}: {', '.join(unknown[:5])}, … The model has "
+            f"{', '.join(list(names)[:5])}, … --class-names names them otherwise."
+        )
+    return names, np.array([known[name] for name in dataset_names])

@@ -7,12 +7,43 @@ is the state's step.
 
 import pathlib
 from types import TracebackType
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer_jax.training.step import TrainState
+
+
+def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
+    """Reads the parameters alone out of the newest checkpoint of a run.
+
+    Nothing is written, so the run may be going on meanwhile.
+
+    Args:
+      workdir: of the run.
+
+    Returns:
+      The parameters as numpy arrays, whatever devices they were on.
+
+    Raises:
+      FileNotFoundError: the run has saved no checkpoint yet.
+    """
+    folder = (workdir / "checkpoints").absolute()
+    steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
+    if not steps:
+        raise FileNotFoundError(
+            f"{workdir} holds neither final.npz nor a checkpoint: the run has not come "
+            "to its first checkpoint_every steps yet."
+        )
+    path = folder / str(max(steps)) / "default"
+    handler = ocp.PyTreeCheckpointHandler()
+    item = {"params": handler.metadata(path).tree["params"]}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
+    args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
+    return handler.restore(path, args=args)["params"]
 
 
 class Checkpoints:

@@ -1,0 +1,356 @@
+"""The command mixer-jax: what one does with a model once it is trained.
+
+A subcommand is a function below `app.command`: its arguments are the flags, its
+docstring the help.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from absl import logging as absl_logging
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.sources import DatasetError, default_splits, open_dataset
+from mixer_jax.evaluation.loading import LoadedModel, load_model
+from mixer_jax.evaluation.prediction import find_images, format_predictions
+from mixer_jax.evaluation.prediction import predict as predict_files
+from mixer_jax.weights.export import ExportError, export_onnx, export_stablehlo
+from mixer_jax.weights.layout import CheckpointError, infer_model
+from mixer_jax.weights.npz import replace_when_whole, save_checkpoint
+from mixer_jax.weights.published import (
+    PUBLISHED,
+    cache_dir,
+    is_cached,
+    published_name,
+)
+from mixer_jax.weights.timm import save_timm
+
+if TYPE_CHECKING:
+    from mixer_jax.evaluation.classification import Report
+
+app = tyro.extras.SubcommandApp()
+
+Evaluation = Literal[
+    "resize", "resize_then_central_crop", "resize_small_then_central_crop"
+]
+
+
+class UsageError(ValueError):
+    """Arguments that make no sense together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """How to read and feed a model, where its own word is not to be taken."""
+
+    class_names: str | None = None
+    """"imagenet1k", or a file with one name a line or a JSON list. Default: a run's
+    own; ImageNet-1k's for published files of 1000 classes."""
+    gelu: Literal["tanh", "erf"] | None = None
+    """Default: as the run or safetensors file says, "tanh" for npz files."""
+    evaluation: Evaluation | None = None
+    """How images are cut to size. Default: as the run does;
+    resize_small_then_central_crop for published files; else resize."""
+    resize: int | None = None
+    """Pixels to resize to before a central crop. Default: the run's, or 256/224 of the
+    model's image size."""
+
+    def load(self, model: str) -> tuple[LoadedModel, EvalTransform]:
+        """Loads a model and the transform of its images."""
+        loaded = load_model(model, gelu=self.gelu, class_names=self.class_names)
+        old = loaded.transform
+        resize = self.resize or (
+            old.resize if loaded.config else round(old.crop * 256 / 224)
+        )
+        new = dataclasses.replace(
+            old, evaluation=self.evaluation or old.evaluation, resize=resize
+        )
+        if new.evaluation != "resize" and resize < new.crop:
+            raise UsageError(
+                f"--resize is {resize}, but the model sees {new.crop} pixels a side: a "
+                "central crop needs at least that."
+            )
+        return loaded, new
+
+
+Model = Annotated[
+    Positional[str],
+    tyro.conf.arg(
+        metavar="MODEL",
+        help="a run's workdir; a published name such as imagenet1k/Mixer-B_16; an npz "
+        "file, in the published or the older layout; or timm's .safetensors.",
+    ),
+]
+Flags = Annotated[ModelFlags, tyro.conf.arg(name="")]
+
+
+@app.command
+def evaluate(
+    model: Model,
+    flags: Flags,
+    dataset: str | None = None,
+    split: str | None = None,
+    tfds_data_dir: str | None = None,
+    batch: int = 128,
+    json_file: pathlib.Path | None = None,
+    confusion_matrix: pathlib.Path | None = None,
+) -> None:
+    """Scores a model on a dataset: top-1, top-5, loss, and accuracy by class.
+
+    Args:
+      dataset: "digits", a folder, a .csv or .tsv file, or a name of TensorFlow
+        Datasets. Default: what the run was trained on.
+      split: such as test or "validation[:1000]". Default: what the run was tested on,
+        or what is usual for the dataset.
+      tfds_data_dir: where TensorFlow Datasets keeps prepared datasets.
+      batch: images at a time.
+      json_file: write all numbers to this file too.
+      confusion_matrix: draw one as this PNG file, of at most 50 classes.
+    """
+    # Grain takes a third of a second to import, and nothing else here needs it.
+    from mixer_jax.evaluation.classification import (
+        evaluate_dataset,
+        plot_confusion_matrix,
+    )
+
+    loaded, transform = flags.load(model)
+    config: Any = loaded.config or {}
+    if dataset is None and not config:
+        raise UsageError("Name a --dataset; only the workdir of a run has its own.")
+    if dataset in (None, config.get("dataset")) and config:
+        dataset = config["dataset"]
+        split = split or config["pp"]["test"]
+        tfds_data_dir = tfds_data_dir or config["tfds_data_dir"]
+    assert dataset is not None
+    split = split or default_splits(dataset)[1]
+    num_classes = loaded.model.num_classes or 0
+    if confusion_matrix and num_classes > 50:
+        raise UsageError(f"No confusion matrix of {num_classes} classes: 50 at most.")
+    report = evaluate_dataset(
+        loaded,
+        open_dataset(dataset, data_dir=tfds_data_dir),
+        split,
+        transform=transform,
+        batch_size=batch,
+    )
+    _print_report(report, f"{dataset} {split}", transform)
+    if json_file:
+        about = {"model": model, "dataset": dataset, "split": split}
+        about |= {"transform": dataclasses.asdict(transform)} | report.as_dict()
+        with replace_when_whole(json_file) as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    if confusion_matrix:
+        plot_confusion_matrix(
+            confusion_matrix, report.confusion_matrix(), report.class_names
+        )
+
+
+@app.command
+def predict(
+    model: Model,
+    files: Positional[list[str]],
+    flags: Flags,
+    top_k: int = 5,
+    form: Annotated[
+        Literal["table", "json", "csv"], tyro.conf.arg(name="format")
+    ] = "table",
+    output: pathlib.Path | None = None,
+    batch: int = 32,
+) -> None:
+    """Names what is in image files. Exits with 1 if some could not be read.
+
+    Args:
+      files: images, folders of images, or globs in quotes such as "photos/**/*.jpg".
+      top_k: how many classes to name.
+      form: how to print.
+      output: print to this file.
+      batch: images at a time.
+    """
+    if not files:
+        raise UsageError("Name images, folders or globs after the model.")
+    if top_k < 1 or batch < 1:
+        raise UsageError(f"--top-k is {top_k} and --batch {batch}; 1 is the least.")
+    paths = find_images(files)
+    loaded, transform = flags.load(model)
+    found = predict_files(
+        loaded, paths, transform=transform, top_k=top_k, batch_size=batch
+    )
+    bar = tqdm(found, total=len(paths), unit=" images", disable=None, leave=False)
+    predictions = list(bar)
+    text = format_predictions(predictions, form)
+    if output:
+        with replace_when_whole(output) as partial:
+            partial.write_text(text, "utf-8")
+    else:
+        print(text, end="")
+    unreadable = [x for x in predictions if x.error]
+    for x in unreadable:
+        print(f"{x.file}: {x.error}", file=sys.stderr)
+    if unreadable:
+        sys.exit(1)
+
+
+@app.command
+def export(
+    model: Model,
+    output: Positional[pathlib.Path],
+    flags: Flags,
+    features: bool = False,
+) -> None:
+    """Writes a model as one file that runs without this package, and a JSON beside it.
+
+    Activations are float32 in it, whatever they were in the run.
+
+    Args:
+      output: ending in .stablehlo, for JAX on CPU, CUDA and TPU; or in .onnx, which
+        takes the extra onnx.
+      features: give pre_logits instead of logits.
+    """
+    write = {
+        ".stablehlo": export_stablehlo,
+        ".onnx": export_onnx,
+    }.get(output.suffix)
+    if write is None:
+        raise UsageError(f"{output} ends in neither .stablehlo nor .onnx.")
+    loaded, transform = flags.load(model)
+    float32 = loaded.model.clone(dtype="float32")
+    write(
+        output,
+        float32,
+        loaded.params,
+        transform,
+        loaded.class_names,
+        features=features,
+    )
+    print(f"{output}: {output.stat().st_size:,} bytes, described in {output}.json")
+
+
+@app.command
+def convert(model: Model, target: Positional[pathlib.Path]) -> None:
+    """Writes a model's parameters in another format.
+
+    Args:
+      target: a file ending in .npz (the published layout) or .safetensors (timm's).
+    """
+    if target.suffix not in (".npz", ".safetensors"):
+        raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
+    loaded = load_model(model)
+    gelu = loaded.model.gelu
+    if target.suffix == ".npz":
+        save_checkpoint(target, loaded.params)
+    else:
+        save_timm(target, loaded.params, gelu=gelu)
+    print(f"{target}: {target.stat().st_size:,} bytes")
+    if target.suffix == ".npz" and gelu == "erf":
+        print("An npz file cannot say that these parameters go with the exact GELU.")
+        print("Give --gelu erf wherever you use it.")
+    if target.suffix == ".safetensors" and gelu == "tanh":
+        print("timm computes the exact GELU, these parameters were trained with the")
+        print("tanh approximation: its logits will differ slightly.")
+
+
+@app.command
+def checkpoints() -> None:
+    """Lists the published checkpoints."""
+    rows = [("name", "model", "classes", "MB", "ImageNet top-1", "cached")]
+    for name, file in PUBLISHED.items():
+        sizes = file.sizes
+        top1 = f"{file.paper_top1:.2f} %" if file.paper_top1 else "-"
+        megabytes = f"{file.num_bytes / 1e6:.0f}"
+        cached = "yes" if is_cached(name) else "no"
+        rows.append(
+            (name, str(sizes.variant), str(sizes.num_classes), megabytes, top1, cached)
+        )
+    _print_table(rows, "<<>>><")
+    print(
+        "\nTop-1 is the paper's, Table 3: fine-tuned on ImageNet at 224 pixels after "
+        "the pre-training\nthat the folder names. No measurement of these files. They "
+        f"are kept in\n{cache_dir()}"
+    )
+
+
+@app.command
+def inspect(model: Model) -> None:
+    """Tells a model's sizes, and lists its parameters. Fetches no published file."""
+    if name := published_name(model):
+        sizes, gelu = PUBLISHED[name].sizes, "tanh"
+    else:
+        loaded = load_model(model)
+        sizes, gelu = infer_model(loaded.params), loaded.model.gelu
+    shapes = sizes.shapes()
+    counts = {key: math.prod(shape) for key, shape in shapes.items()}
+    total = sum(counts.values())
+    head = counts.get("head/kernel", 0) + counts.get("head/bias", 0)
+    classes = f"{sizes.num_classes} classes" if sizes.num_classes else "none"
+    print(f"model       {sizes}, {gelu} GELU")
+    print(f"parameters  {total:,}, {total - head:,} without the head")
+    print(f"head        {classes}\n")
+    rows = [
+        (key, " x ".join(map(str, shape)), f"{counts[key]:,}")
+        for key, shape in shapes.items()
+        if not key.startswith("MixerBlock_") or key.startswith("MixerBlock_0/")
+    ]
+    _print_table(rows, "<<>")
+    if sizes.num_blocks > 1:
+        print(
+            f"\nMixerBlock_1 to MixerBlock_{sizes.num_blocks - 1} are as MixerBlock_0."
+        )
+
+
+def _print_report(report: "Report", data: str, transform: EvalTransform) -> None:
+    """Prints what was measured; of many classes only the ten worst."""
+    metrics, names = report.metrics, report.class_names
+    how = f"resize {transform.resize}, crop {transform.crop}"
+    if transform.evaluation == "resize":
+        how = f"to {transform.crop} x {transform.crop}"
+    print(f"data       {data}, {metrics['count']:,.0f} images")
+    print(f"transform  {transform.evaluation}, {how}")
+    print(f"top-1      {metrics['top1']:.2%}")
+    if len(names) > 5:
+        print(f"top-5      {metrics['top5']:.2%}")
+    print(f"loss       {metrics['loss']:.4f}\n")
+    accuracies, counts = report.class_accuracies()
+    shown = np.flatnonzero(counts)
+    if len(shown) > 50:
+        shown = shown[np.argsort(accuracies[shown], kind="stable")[:10]]
+        print("The ten classes with the lowest accuracy (--json-file has all):")
+    rows = [
+        (names[i], f"{accuracies[i]:.2%}", f"{counts[i]:,}") for i in shown.tolist()
+    ]
+    _print_table([("class", "top-1", "images"), *rows], "<>>")
+
+
+def _print_table(rows: Sequence[Sequence[str]], align: str) -> None:
+    """Prints columns, each to the left or right as `align` has "<" or ">" for it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, align, widths, strict=True)
+        print("  ".join(f"{x:{side}{width}}" for x, side, width in cells).rstrip())
+
+
+def main() -> None:
+    """Runs the subcommand that the command line names."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
+    try:
+        app.cli(
+            prog="mixer-jax",
+            description="Uses models that mixer_jax has trained or can read.",
+            args=sys.argv[1:] or ["--help"],
+        )
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (CheckpointError, DatasetError, ExportError, UsageError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
