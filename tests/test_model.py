@@ -195,6 +195,19 @@ def test_parameters_for_another_number_of_tokens():
         model.apply(variables, jnp.zeros((1, 16, 20, 3)), train=False)
 
 
+def test_second_bias_of_token_mixing_changes_nothing(golden):
+    """It shifts all channels of a token alike, which every LayerNorm takes away."""
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+    for i in range(3):
+        bias = params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]["bias"]
+        bias += np.arange(len(bias), dtype=np.float32)
+    logits = MlpMixer(num_classes=7, **TINY).apply(
+        {"params": params}, data["images"], train=False
+    )
+    np.testing.assert_allclose(logits, data["logits"], atol=1e-4, rtol=0)
+
+
 def test_head_kernel_starts_at_zero():
     model = MlpMixer(num_classes=5, **TINY)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)

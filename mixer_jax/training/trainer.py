@@ -29,7 +29,12 @@ from mixer_jax.model import MlpMixer, Patches
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
-from mixer_jax.training.optimizer import create_optimizer, create_schedule
+from mixer_jax.training.optimizer import (
+    DECAY_TYPES,
+    OPTIMIZERS,
+    create_optimizer,
+    create_schedule,
+)
 from mixer_jax.training.step import (
     Metrics,
     TrainState,
@@ -89,6 +94,8 @@ def train_and_evaluate(
         stack.enter_context(jax.set_mesh(mesh))
         data = _open_data(config)
         program = build_program(config, mesh, len(data.class_names))
+        init_rng, rng = jax.random.split(jax.random.key(config.seed))
+        rng = jax.device_put(rng, sharding.replicated(mesh))
 
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         stack.enter_context(checkpoints)
@@ -100,7 +107,7 @@ def train_and_evaluate(
             else:
                 logger.info("start    where it stopped, at step %d", start_step)
         else:
-            state = _initial_state(config, program)
+            state = _initial_state(config, program, init_rng)
         _describe(config, mesh, state)
         _write_workdir(config, data.class_names, workdir)
 
@@ -111,7 +118,6 @@ def train_and_evaluate(
         reader = _MetricsReader(writer, progress, config.progress_every, checkpoints)
         train_batches = data.train_batches(start_step)
         stack.enter_context(contextlib.closing(train_batches))
-        rng = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
 
         step, results = start_step, {}
         while True:
@@ -263,7 +269,10 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     loss_fn = losses.softmax_cross_entropy
     image_shape = (config.pp.crop, config.pp.crop, 3)
     init = functools.partial(init_state, model, tx, image_shape=image_shape)
-    abstract_state = jax.eval_shape(init, jax.random.key(0))
+    try:
+        abstract_state = jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:  # the model says what does not fit
+        raise ConfigError(str(error)) from error
     on_state = sharding.state_shardings(mesh, abstract_state)
     on_batch = sharding.batch_sharding(mesh)
     everywhere = sharding.replicated(mesh)
@@ -288,10 +297,10 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     )
 
 
-def _initial_state(config: Config, program: Program) -> TrainState:
+def _initial_state(config: Config, program: Program, rng: jax.Array) -> TrainState:
     """The state before the first step: from scratch, or with a file's parameters."""
-    state = program.init(jax.random.key(config.seed))
-    if config.pretrained_dir is None:
+    state = program.init(rng)
+    if not config.pretrained_dir:
         return state
     path = find_checkpoint(config.pretrained_dir, config.model.model_name)
     params = load_pretrained(path, state.params)
@@ -364,9 +373,9 @@ def _report_evaluation(
 ) -> None:
     if num_classes <= 5:
         del results["top5"]
-    top5 = f", top-5 {results['top5']:.2%}" if "top5" in results else ""
+    top5 = f"top-5 {100 * results['top5']:.2f} %, " if "top5" in results else ""
     logger.info(
-        "step %d  test accuracy %.2f %%%s, loss %.4f, on %s images",
+        "step %d  test: top-1 %.2f %%, %sloss %.4f, on %s images",
         step,
         100 * results["top1"],
         top5,
@@ -399,6 +408,18 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
 
 def check_config(config: Config) -> None:
     """Raises ConfigError if the config's numbers cannot go together."""
+    for name, value, choices in (
+        ("optimizer", config.optimizer, OPTIMIZERS),
+        ("decay_type", config.decay_type, DECAY_TYPES),
+        ("pp.evaluation", config.pp.evaluation, preprocess.EVALUATIONS),
+        ("pp.transfer", config.pp.transfer, preprocess.TRANSFERS),
+    ):
+        if value not in choices:
+            raise ConfigError(
+                f"{name} is {value!r}; expected one of {', '.join(choices)}."
+            )
+    if config.pretrained_dir == "None":  # what a flag makes of it
+        raise ConfigError("To start from scratch: --config.pretrained_dir=''.")
     devices = jax.device_count()
     for key in ("total_steps", "batch", "batch_eval", "accum_steps", "eval_every",
                 "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
