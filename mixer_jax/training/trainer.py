@@ -16,7 +16,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ def train_and_evaluate(
         stop_requested = stack.enter_context(_stop_signals())
         mesh = sharding.create_mesh(config.mesh.fsdp)
         stack.enter_context(jax.set_mesh(mesh))
-        data = _open_data(config)
+        data = open_data(config)
         program = build_program(config, mesh, len(data.class_names))
         init_rng, rng = jax.random.split(jax.random.key(config.seed))
         rng = jax.device_put(rng, sharding.replicated(mesh))
@@ -161,20 +161,58 @@ def train_and_evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The examples of a run, as this process's batches.
+    """The examples of a run, and what becomes of them.
 
     Attributes:
+      config: of the run.
       class_names: of the labels.
-      train_batches: maps the step to start at to training batches without end.
-      eval_batches: makes the batches of the whole test split.
+      train_source: the examples to train on.
+      test_source: the examples to test on.
+      train_transform: from an image to what the model sees in training.
+      eval_transform: from an image to what it sees in evaluation.
     """
 
-    class_names: list[str]
-    train_batches: Callable[[int], Any]
-    eval_batches: Callable[[], Any]
+    config: Config
+    class_names: Sequence[str]
+    train_source: sources.Source
+    test_source: sources.Source
+    train_transform: preprocess.TrainTransform
+    eval_transform: preprocess.EvalTransform
+
+    def train_batches(self, start_step: int) -> Any:
+        """Returns this process's rows of training batches, without end."""
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.batch,
+            seed=self.config.seed,
+            start_step=start_step,
+            prefetch=self.config.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(self) -> Any:
+        """Returns this process's rows of the whole test split."""
+        # A split smaller than a batch is not padded to a whole one.
+        devices = jax.device_count()
+        smallest = -(-len(self.test_source) // devices) * devices
+        return pipeline.eval_batches(
+            self.test_source,
+            self.eval_transform,
+            batch_size=min(self.config.batch_eval, smallest),
+            prefetch=self.config.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
 
-def _open_data(config: Config) -> Data:
+def open_data(config: Config) -> Data:
+    """Returns the data that `config` describes.
+
+    Raises:
+      DatasetError: the dataset or a split is not there, or not as expected.
+    """
     dataset = sources.open_dataset(
         config.dataset,
         data_dir=config.tfds_data_dir,
@@ -183,48 +221,32 @@ def _open_data(config: Config) -> Data:
     train_default, test_default = sources.default_splits(config.dataset)
     train_split = config.pp.train or train_default
     test_split = config.pp.test or test_default
-    train_source, test_source = dataset.split(train_split), dataset.split(test_split)
+    data = Data(
+        config,
+        list(dataset.class_names),
+        dataset.split(train_split),
+        dataset.split(test_split),
+        preprocess.TrainTransform(
+            config.pp.crop,
+            config.pp.area_range,
+            config.pp.aspect_range,
+            config.pp.flip,
+            config.pp.transfer,
+        ),
+        preprocess.EvalTransform(
+            config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
+        ),
+    )
     logger.info(
         "data     %s: %s images to train on (%s), %s to test on (%s), %d classes",
         config.dataset,
-        f"{len(train_source):,}",
+        f"{len(data.train_source):,}",
         train_split,
-        f"{len(test_source):,}",
+        f"{len(data.test_source):,}",
         test_split,
-        len(dataset.class_names),
+        len(data.class_names),
     )
-    shared = {
-        "prefetch": config.prefetch,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    train_transform = preprocess.TrainTransform(
-        config.pp.crop,
-        config.pp.area_range,
-        config.pp.aspect_range,
-        config.pp.flip,
-        config.pp.transfer,
-    )
-    eval_transform = preprocess.EvalTransform(
-        config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
-    )
-    # A split smaller than a batch is not padded to a whole one.
-    devices = jax.device_count()
-    batch_eval = min(config.batch_eval, -(-len(test_source) // devices) * devices)
-    return Data(
-        list(dataset.class_names),
-        lambda start_step: pipeline.train_batches(
-            train_source,
-            train_transform,
-            batch_size=config.batch,
-            seed=config.seed,
-            start_step=start_step,
-            **shared,
-        ),
-        lambda: pipeline.eval_batches(
-            test_source, eval_transform, batch_size=batch_eval, **shared
-        ),
-    )
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -463,7 +485,7 @@ def _write_workdir(
 ) -> None:
     if jax.process_index() == 0:
         for name, content in (
-            ("class_names.json", class_names),
+            ("class_names.json", list(class_names)),
             ("config.json", _as_json(config)),
         ):
             partial = workdir / f"{name}.partial"
