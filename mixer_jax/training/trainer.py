@@ -481,7 +481,7 @@ def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _write_workdir(
-    config: Config, class_names: list[str], workdir: pathlib.Path
+    config: Config, class_names: Sequence[str], workdir: pathlib.Path
 ) -> None:
     if jax.process_index() == 0:
         for name, content in (

@@ -43,7 +43,8 @@ def tiny_config(**overrides):
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(row) for row in (workdir / "metrics.jsonl").open()]
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(row) for row in text.splitlines()]
 
 
 def final_params(workdir: pathlib.Path):
