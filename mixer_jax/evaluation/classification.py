@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,18 +33,18 @@ def evaluate(
       batches: on the devices, of `image`, `label` and `mask`.
 
     Returns:
-      `top1` and `top5` as fractions, the mean `loss`, and `count`, the examples that
-      were scored.
+      `top1` and, of more than five classes, `top5` as fractions, the mean `loss`, and
+      `count`, the examples that were scored.
 
     Raises:
       ValueError: there was nothing to score.
     """
-    totals = {"top1": 0.0, "top5": 0.0, "loss": 0.0, "count": 0.0}
+    totals: Counter[str] = Counter()
     running: Metrics | None = None
 
     def collect(sums: Metrics | None) -> None:
         for name, value in jax.device_get(sums or {}).items():
-            totals[name] += float(value)
+            totals[name] += value.item()
 
     for batch in batches:
         sums = eval_step(params, batch)
@@ -53,7 +54,8 @@ def evaluate(
     count = totals["count"]
     if count == 0:
         raise ValueError("None of the examples to evaluate on could be read.")
-    return {name: value / count for name, value in totals.items()} | {"count": count}
+    names = [name for name in ("top1", "top5", "loss") if name in totals]
+    return {name: totals[name] / count for name in names} | {"count": count}
 
 
 @dataclasses.dataclass(frozen=True)
