@@ -48,6 +48,9 @@ def prepare_tfds(data_dir: str) -> None:
                     {
                         "image": tfds.features.Image(shape=(None, None, 3)),
                         "label": tfds.features.ClassLabel(names=["low", "high"]),
+                        "real_label": tfds.features.Sequence(
+                            tfds.features.ClassLabel(names=["low", "high"])
+                        ),
                     }
                 ),
                 supervised_keys=("image", "label"),
@@ -65,7 +68,8 @@ def prepare_tfds(data_dir: str) -> None:
                 level = np.random.default_rng(i).integers(0, 128, (20, 30, 3), np.uint8)
                 # Bytes, since encoding an array is what TFDS needs TensorFlow for.
                 image = io.BytesIO(encode(level + np.uint8(128 * (i % 2))))
-                yield i, {"image": image, "label": i % 2}
+                several = [[], [i % 2], [0, 1]][i % 3]  # none, the label, or both
+                yield i, {"image": image, "label": i % 2, "real_label": several}
 
     builder = TinyShapes(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()

@@ -130,7 +130,10 @@ def train_and_evaluate(
         stack.enter_context(contextlib.closing(progress))
         writer = MetricsWriter(workdir, start_step, enabled=is_main)
         stack.enter_context(contextlib.closing(writer))
-        reader = _MetricsReader(writer, progress, config.progress_every, checkpoints)
+        epoch = len(data.train_source) / config.batch  # in steps
+        reader = _MetricsReader(
+            writer, progress, config.progress_every, epoch, checkpoints
+        )
         train_batches = data.train_batches(start_step)
         stack.enter_context(contextlib.closing(train_batches))
 
@@ -534,9 +537,11 @@ class _MetricsReader:
         writer: MetricsWriter,
         progress: Progress,
         every: int,
+        epoch_steps: float,
         checkpoints: Checkpoints,
     ):
-        self._writer, self._progress, self._every = writer, progress, every
+        self._writer, self._progress = writer, progress
+        self._every, self._epoch_steps = every, epoch_steps
         self._checkpoints = checkpoints
         self._pending: tuple[int, Metrics] | None = None
 
@@ -561,9 +566,9 @@ class _MetricsReader:
             )
         self._progress.update(step, values["loss"])
         if step % self._every == 0:
-            per_sec = self._progress.report(step, values)
-            row = {f"train/{name}": value for name, value in values.items()}
-            self._writer.write(step, row | {"train/images_per_sec": per_sec})
+            values["images_per_sec"] = self._progress.report(step, values)
+            values["epoch"] = step / self._epoch_steps
+            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
 
 
 def _report_evaluation(

@@ -109,6 +109,37 @@ def test_float32_transfer_sends_unrounded_values():
     np.testing.assert_array_equal(y, np.rint(x * 127.5 + 127.5))
 
 
+def test_randaugment_comes_last_and_sees_whole_levels(monkeypatch):
+    seen = []
+
+    def invert(image, rng, layers, magnitude):
+        del rng
+        seen.append((image.dtype, layers, magnitude))
+        return 255 - image
+
+    monkeypatch.setattr(preprocess, "randaugment", invert)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    plain = preprocess.TrainTransform(12)(image, np.random.default_rng(1))
+    changed = preprocess.TrainTransform(12, randaugment=(2, 15.0))(
+        image, np.random.default_rng(1)
+    )
+    np.testing.assert_array_equal(changed, 255 - plain)
+    assert seen == [(np.uint8, 2, 15.0)]
+
+
+@pytest.mark.parametrize("transfer", preprocess.TRANSFERS)
+def test_permutation_is_the_same_in_training_and_evaluation(transfer):
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    kwargs = {"crop": 12, "transfer": transfer, "permute": lambda x: x[::-1]}
+    train = preprocess.TrainTransform(
+        area_range=(1, 1), aspect_range=(1, 1), flip=False, **kwargs
+    )
+    evaluated = preprocess.EvalTransform(**kwargs)(image)
+    np.testing.assert_array_equal(train(image, np.random.default_rng(0)), evaluated)
+    plain = preprocess.EvalTransform(12, transfer=transfer)(image)
+    np.testing.assert_array_equal(evaluated, plain[::-1])
+
+
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
 def test_decode_gives_rgb(ending):
     image = np.zeros((16, 16, 3), np.uint8)

@@ -169,6 +169,23 @@ def test_tfds_reads_prepared_data_encoded(tfds_dir):
         assert (image.min() >= 128) == example.label
 
 
+def test_tfds_images_with_several_labels(tfds_dir):
+    dataset = open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="real_label")
+    assert list(dataset.class_names) == ["low", "high"]
+    found = labels(dataset.split("test"))
+    assert {(), (0,), (1,), (0, 1)} == set(found)
+    with pytest.raises(DatasetError, match="no image with a class other_label"):
+        open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="other_label")
+
+
+def test_first_of_each_class(tmp_path):
+    root = write_folder(tmp_path, {"train/a": 5, "train/b": 2, "train/c": 4})
+    source = open_dataset(str(root)).split("train")
+    few = sources.first_of_each_class(source, 3, 3)
+    assert labels(few) == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert few[0].name == source[0].name
+
+
 @pytest.mark.parametrize("expression", ["valid", "train[:x]", "train[3:3]"])
 def test_tfds_bad_splits_name_the_dataset(tfds_dir, expression):
     dataset = open_dataset("tiny_shapes", data_dir=tfds_dir)
