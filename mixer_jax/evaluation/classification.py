@@ -36,7 +36,7 @@ def evaluate(
       were scored.
 
     Raises:
-      ValueError: there was nothing to score.
+      DatasetError: there was nothing to score.
     """
     totals = {"top1": 0.0, "top5": 0.0, "loss": 0.0, "count": 0.0}
     running: Metrics | None = None
@@ -52,7 +52,7 @@ def evaluate(
     collect(running)
     count = totals["count"]
     if count == 0:
-        raise ValueError("None of the examples to evaluate on could be read.")
+        raise DatasetError("None of the examples to evaluate on could be read.")
     return {name: value / count for name, value in totals.items()} | {"count": count}
 
 
@@ -121,8 +121,8 @@ def evaluate_dataset(
 
     Raises:
       CheckpointError: the model has no head.
-      DatasetError: the split is not there, or has classes that the model has not.
-      ValueError: none of the examples could be read.
+      DatasetError: the split is not there, has classes that the model has not, or no
+        image that can be read.
     """
     if not loaded.model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
