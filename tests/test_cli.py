@@ -47,7 +47,7 @@ def run(tmp_path_factory):
         config.eval_every = config.checkpoint_every = 100
         config.warmup_steps = 10
         config.batch = config.batch_eval = 64
-        config.model.num_blocks = 2
+        config.model.num_blocks = 1
     workdir = tmp_path_factory.mktemp("run")
     return workdir, trainer.train_and_evaluate(config, workdir)
 
