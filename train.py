@@ -49,6 +49,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags as absl does, with a message for a key that no config has."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        cause = error.args[0]
+        sys.exit(f"The config has no key {cause.args[0]}")
+
+
 def _config_name() -> str:
     """Names a config after its file and its argument: b16, b16-cifar100."""
     file, _, argument = config_flags.get_config_filename(
@@ -61,4 +70,4 @@ def _config_name() -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Where {model.model_name}.npz is, whose parameters the run starts from, all but the
     # head: a published folder (imagenet1k, imagenet21k, sam, gsam; fetched once), or a
-    # local one. None: start from scratch.
+    # local one. None or '': start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
 
     # "digits", a folder with {train,test}/<class>/<image>, a .csv or .tsv file with the
@@ -83,7 +83,7 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     model.dropout_rate = 0.0  # after the GELU and the second Dense of every MLP
     model.dtype = "float32"  # of the activations; or "bfloat16"
     model.gelu = "tanh"  # as published; "erf" for parameters from PyTorch
-    return model
+    return model.lock()
 
 
 def with_dataset(

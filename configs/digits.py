@@ -23,15 +23,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.tokens_mlp_dim = 48
     config.model.channels_mlp_dim = 192
 
-    config.total_steps = 1_000
-    config.batch = 128
+    config.total_steps = 800
+    config.batch = 64
     config.accum_steps = 1
     config.batch_eval = 128
     config.optimizer = "adam"
     config.base_lr = 0.003
     config.weight_decay = 0.1
     config.warmup_steps = 100
-    config.eval_every = 250
-    config.checkpoint_every = 250
+    config.eval_every = 200
+    config.checkpoint_every = 200
     config.progress_every = 50
     return config

@@ -12,6 +12,14 @@ import jax.numpy as jnp
 
 from mixer_jax.variants import get_variant
 
+# What the backward pass keeps of a block, besides its input: all it wants; nothing (the
+# block is computed once more); or the matrix products (norms and GELU are).
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
+
 
 class Patches(NamedTuple):
     """Size of a patch, (height, width) in pixels."""
@@ -44,14 +52,22 @@ class MixerBlock(nn.Module):
 
     tokens_mlp_dim: int
     channels_mlp_dim: int
-    stoch_depth: float = 0.0
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     gelu: str = "tanh"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Mixes x, [batch, tokens, channels], and returns the same shape."""
+    def __call__(
+        self, x: jax.Array, keep: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Mixes x, [batch, tokens, channels], and returns the same shape.
+
+        Args:
+          x: the tokens.
+          keep: [2, batch, 1, 1], stochastic depth: 0 where an example drops the
+            token-mixing (0) or channel-mixing branch (1), else 1; None keeps all.
+          train: whether dropout is on.
+        """
         mlp = functools.partial(
             MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, gelu=self.gelu
         )
@@ -59,19 +75,10 @@ class MixerBlock(nn.Module):
         y = jnp.swapaxes(y, 1, 2)
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
         y = jnp.swapaxes(y, 1, 2)
-        x = x + self._drop_branch(y, train)
+        x = x + (y if keep is None else y * keep[0])
         y = nn.LayerNorm(dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
-        return x + self._drop_branch(y, train)
-
-    def _drop_branch(self, y: jax.Array, train: bool) -> jax.Array:
-        """Stochastic depth as in big_vision: what survives is not rescaled."""
-        if not train or self.stoch_depth == 0.0:
-            return y
-        keep = jax.random.bernoulli(
-            self.make_rng("dropout"), 1.0 - self.stoch_depth, (y.shape[0], 1, 1)
-        )
-        return y * keep.astype(y.dtype)
+        return x + (y if keep is None else y * keep[1])
 
 
 class MlpMixer(nn.Module):
@@ -92,6 +99,12 @@ class MlpMixer(nn.Module):
         tokens and the head stay float32.
       gelu: "tanh", the approximation that the published weights were trained with,
         or "erf", the exact function, for weights from PyTorch (timm).
+      remat: "none"; or to save memory in the backward pass, which costs time: "blocks"
+        computes each block once more, "dots" its norms and GELU but no matrix product.
+        On CPU XLA undoes it unless scan_blocks is on.
+      scan_blocks: compile one block and loop over all, which takes a fraction of the
+        time. Values are the same, up to which units `dropout_rate` drops. Stacking the
+        blocks' parameters costs memory, and no block's intermediates can be captured.
     """
 
     patches: Any
@@ -105,6 +118,8 @@ class MlpMixer(nn.Module):
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     gelu: str = "tanh"
+    remat: str = "none"
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
@@ -121,7 +136,7 @@ class MlpMixer(nn.Module):
 
         Raises:
           ValueError: the patch does not divide the image, the parameters are for
-            another number of tokens, or `gelu` is unknown.
+            another number of tokens, or `gelu` or `remat` is unknown.
         """
         self._check_image_size(inputs.shape)
         patch_size = tuple(self.patches.size)
@@ -134,16 +149,16 @@ class MlpMixer(nn.Module):
             name="stem",
         )(inputs)
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # the grid, row by row
-        for i in range(self.num_blocks):
-            x = MixerBlock(
-                self.tokens_mlp_dim,
-                self.channels_mlp_dim,
-                self.stoch_depth * i / max(self.num_blocks - 1, 1),
-                self.dropout_rate,
-                self.dtype,
-                self.gelu,
-                name=f"MixerBlock_{i}",
-            )(x, train=train)
+        keep = self._draw_stochastic_depth(x.shape[0]) if train else None
+        if self.scan_blocks and not self.is_initializing():
+            x = self._scan_blocks(x, keep, train)
+        else:
+            run = self._rematerialize(
+                lambda block, x, keep: block(x, keep, train=train), nn.remat
+            )
+            for i in range(self.num_blocks):
+                block = self._block(name=f"MixerBlock_{i}")
+                x = run(block, x, None if keep is None else keep[i])
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         self.sow("intermediates", "pre_logits", x)
@@ -153,6 +168,64 @@ class MlpMixer(nn.Module):
             )
             x = head(x)
         return x
+
+    def _block(self, **kwargs: Any) -> MixerBlock:
+        return MixerBlock(
+            self.tokens_mlp_dim,
+            self.channels_mlp_dim,
+            self.dropout_rate,
+            self.dtype,
+            self.gelu,
+            **kwargs,
+        )
+
+    def _draw_stochastic_depth(self, batch: int) -> jax.Array | None:
+        """Draws what each block keeps, [num_blocks, 2, batch, 1, 1] of 0 and 1.
+
+        As in big_vision: block i drops with probability stoch_depth * i / (last i), and
+        what survives is not rescaled.
+        """
+        if self.stoch_depth == 0.0:
+            return None
+        drop = (
+            self.stoch_depth * jnp.arange(self.num_blocks) / max(self.num_blocks - 1, 1)
+        )
+        shape = (self.num_blocks, 2, batch, 1, 1)
+        keep = jax.random.bernoulli(
+            self.make_rng("dropout"), 1.0 - drop.reshape(-1, 1, 1, 1, 1), shape
+        )
+        return keep.astype(self.dtype)
+
+    def _rematerialize(self, fn: Any, checkpoint: Any, **kwargs: Any) -> Any:
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"remat is {self.remat!r}, expected one of {', '.join(REMAT_POLICIES)}."
+            )
+        if self.remat == "none":
+            return fn
+        return checkpoint(fn, policy=REMAT_POLICIES[self.remat], **kwargs)
+
+    def _scan_blocks(
+        self, x: jax.Array, keep: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """Runs the blocks in a loop, over their parameters stacked."""
+        params: Any = self.variables["params"]
+        blocks = [params[f"MixerBlock_{i}"] for i in range(self.num_blocks)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        keys = None
+        if train and self.dropout_rate:
+            keys = jax.random.split(self.make_rng("dropout"), self.num_blocks)
+        block = self._block(parent=None)
+
+        def body(x: Any, one: Any) -> tuple[Any, None]:
+            params, keep, key = one
+            rngs = None if key is None else {"dropout": key}
+            x = block.apply({"params": params}, x, keep, train=train, rngs=rngs)
+            return x, None
+
+        # In a loop XLA has no common subexpressions to eliminate.
+        body = self._rematerialize(body, jax.checkpoint, prevent_cse=False)
+        return jax.lax.scan(body, x, (stacked, keep, keys))[0]
 
     def _check_image_size(self, shape: tuple[int, ...]) -> None:
         height, width = shape[1:3]

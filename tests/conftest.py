@@ -2,16 +2,22 @@
 
 import pathlib
 import sys
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
+from . import examples
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_threefry_partitionable", True)
+# Tests compile the same programs again and again.
+COMPILED = tempfile.TemporaryDirectory(prefix="mixer_jax_tests")
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS(["pytest"])  # Grain reads absl flags
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -43,3 +49,11 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory) -> str:
+    """A folder with the dataset `tiny_shapes`, prepared as array_record."""
+    data_dir = str(tmp_path_factory.mktemp("tfds"))
+    examples.prepare_tfds(data_dir)
+    return data_dir

@@ -9,7 +9,13 @@ import pytest
 from jax import lax
 
 import mixer_jax
-from mixer_jax.model import MixerBlock, MlpBlock, MlpMixer, Patches
+from mixer_jax.model import (
+    REMAT_POLICIES,
+    MixerBlock,
+    MlpBlock,
+    MlpMixer,
+    Patches,
+)
 from mixer_jax.variants import VARIANTS
 
 # Parameters at 224 px without a head and, where vit_jax asserts it, with 1000 classes.
@@ -189,53 +195,145 @@ def test_parameters_for_another_number_of_tokens():
         model.apply(variables, jnp.zeros((1, 16, 20, 3)), train=False)
 
 
+def test_second_bias_of_token_mixing_changes_nothing(golden):
+    """It shifts all channels of a token alike, which every LayerNorm takes away."""
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+    for i in range(3):
+        bias = params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]["bias"]
+        bias += np.arange(len(bias), dtype=np.float32)
+    logits = MlpMixer(num_classes=7, **TINY).apply(
+        {"params": params}, data["images"], train=False
+    )
+    np.testing.assert_allclose(logits, data["logits"], atol=1e-4, rtol=0)
+
+
 def test_head_kernel_starts_at_zero():
     model = MlpMixer(num_classes=5, **TINY)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
     assert not variables["params"]["head"]["kernel"].any()
 
 
-def branch_masks(block, variables, x, key):
-    """Which examples kept the token branch, of a block whose channel branch is 0."""
-    out = block.apply(variables, x, train=True, rngs={"dropout": key})
-    full = block.apply(variables, x, train=False)
-    kept = jnp.isclose(out, full, atol=1e-6).all((1, 2))
-    dropped = jnp.isclose(out, x, atol=1e-6).all((1, 2))
-    assert (kept ^ dropped).all()  # whole branch or nothing, and no rescaling
-    return kept
-
-
 def test_stochastic_depth_drops_whole_branches_without_rescaling():
-    x = jax.random.normal(jax.random.key(0), (4000, 4, 6))
-    block = MixerBlock(5, 7, stoch_depth=0.3)
-    variables = block.init(jax.random.key(1), x)
-    for branch in ("token_mixing", "channel_mixing"):
-        silent = {"params": dict(variables["params"])}
-        silent["params"][branch] = jax.tree.map(
-            jnp.zeros_like, silent["params"][branch]
-        )
-        kept = branch_masks(block, silent, x, jax.random.key(2))
-        # Binomial with n = 4000: four standard deviations are 0.029.
-        assert abs(kept.mean() - 0.7) < 0.029
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6))
+    block = MixerBlock(5, 7)
+    params = block.init(jax.random.key(1), x)["params"]
+    silent = lambda branch: (
+        params | {branch: jax.tree.map(jnp.zeros_like, params[branch])}
+    )
+    apply = lambda params, keep: block.apply({"params": params}, x, keep)
+    for i, other in ((0, "channel_mixing"), (1, "token_mixing")):
+        keep = jnp.zeros((2, 2, 1, 1)).at[i, 0].set(1)  # one example keeps one branch
+        out = apply(params, keep)
+        np.testing.assert_allclose(out[0], apply(silent(other), None)[0], atol=1e-6)
+        np.testing.assert_array_equal(out[1], x[1])
 
 
-def test_stochastic_depth_rises_linearly_over_blocks():
+def drawn_stochastic_depth(model, batch):
+    """What each block was told to keep, [num_blocks, 2, batch]."""
     seen = []
 
     def record(next_fun, args, kwargs, context):
         if isinstance(context.module, MixerBlock) and context.method_name == "__call__":
-            seen.append(context.module.stoch_depth)
+            seen.append(args[1])
         return next_fun(*args, **kwargs)
 
-    model = MlpMixer(num_classes=5, stoch_depth=0.1, **(TINY | {"num_blocks": 5}))
-    with nn.intercept_methods(record):
-        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    np.testing.assert_allclose(seen, [0.0, 0.025, 0.05, 0.075, 0.1])
-    one = MlpMixer(num_classes=5, stoch_depth=0.1, **(TINY | {"num_blocks": 1}))
+    images = jnp.zeros((batch, 4, 4, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
     seen.clear()
     with nn.intercept_methods(record):
-        one.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    assert seen == [0.0]
+        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
+    return np.stack(seen)[..., 0, 0]
+
+
+def test_stochastic_depth_rises_linearly_and_draws_for_each_branch_and_example():
+    model = MlpMixer(num_classes=5, stoch_depth=0.4, **(TINY | {"num_blocks": 5}))
+    keep = drawn_stochastic_depth(model, 4000)
+    assert set(np.unique(keep)) == {0, 1}
+    # Binomial with n = 4000: four standard deviations are 0.031.
+    want = np.broadcast_to(1 - np.array([0, 0.1, 0.2, 0.3, 0.4])[:, None], (5, 2))
+    np.testing.assert_allclose(keep.mean(-1), want, atol=0.031)
+    both = (keep[:, 0] * keep[:, 1]).mean(-1)
+    np.testing.assert_allclose(both, want[:, 0] ** 2, atol=0.031)
+    one = MlpMixer(num_classes=5, stoch_depth=0.4, **(TINY | {"num_blocks": 1}))
+    assert drawn_stochastic_depth(one, 50).all()
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_remat_and_scan_change_no_value(golden, remat, scan_blocks):
+    data = golden.load("forward.npz")
+    params = golden.tree(data, "params/")
+
+    def logits_and_gradients(**fields):
+        model = MlpMixer(num_classes=7, stoch_depth=0.5, **TINY, **fields)
+
+        @jax.jit
+        def loss_fn(params):
+            logits = model.apply(
+                {"params": params},
+                data["images"],
+                train=True,
+                rngs={"dropout": jax.random.key(3)},
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, data["labels"]
+            ).mean(), logits
+
+        grads, logits = jax.grad(loss_fn, has_aux=True)(params)
+        return logits, grads
+
+    expected = logits_and_gradients()
+    assert not np.allclose(expected[0], data["logits"], atol=1e-3)  # branches are lost
+    found = logits_and_gradients(remat=remat, scan_blocks=scan_blocks)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=0),
+        found,
+        expected,
+    )
+
+
+def test_remat_saves_memory_in_the_order_of_what_it_computes_again():
+    def temporary_bytes(remat):
+        # Unrolled, XLA for CPU finds the recomputation and removes it; TPU's does not.
+        model = MlpMixer(num_classes=5, remat=remat, scan_blocks=True, **TINY)
+        images = jnp.zeros((256, 16, 16, 3))
+        variables = jax.eval_shape(
+            lambda: model.init(jax.random.key(0), images, train=False)
+        )
+        loss_fn = lambda v: model.apply(v, images, train=True).sum()
+        compiled = jax.jit(jax.grad(loss_fn)).lower(variables).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    none, dots, blocks = (temporary_bytes(x) for x in ("none", "dots", "blocks"))
+    assert blocks < 0.95 * dots
+    assert dots < 0.5 * none
+
+
+def test_scanned_blocks_take_dropout_and_keep_the_published_tree():
+    images = jnp.ones((2, 8, 8, 3))
+    plain = MlpMixer(num_classes=None, dropout_rate=0.5, **TINY)
+    scanned = plain.copy(scan_blocks=True)
+    variables = plain.init(jax.random.key(0), images, train=False)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        scanned.init(jax.random.key(0), images, train=False),
+        variables,
+    )
+    apply = jax.jit(
+        lambda key: scanned.apply(
+            variables, images, train=True, rngs={"dropout": jax.random.key(key)}
+        )
+    )
+    np.testing.assert_array_equal(apply(1), apply(1))
+    assert (apply(1) != apply(2)).any()
+    assert (apply(1)[0] != apply(1)[1]).any()  # of equal images
+
+
+def test_unknown_remat():
+    model = MlpMixer(num_classes=5, remat="everything", **TINY)
+    with pytest.raises(ValueError, match=r"'everything', expected one of none, blocks"):
+        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 
 
 def test_dropout_follows_gelu_and_second_dense():

@@ -52,12 +52,12 @@ def logging_to(workdir: pathlib.Path, console: bool) -> Iterator[None]:
 class MetricsWriter:
     """Writes numbers by step to metrics.jsonl and to TensorBoard's event files.
 
-    Rows of steps after `start_step`, which an interrupted run left behind, are dropped:
-    the run is about to write them again.
+    What a run that goes on at `start_step` wrote until then stays as it is; rows of
+    later steps, which it will write again, are dropped.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
-        self._enabled = enabled
+        self._enabled, self._start_step = enabled, start_step
         if not enabled:  # another process writes
             return
         path = workdir / "metrics.jsonl"
@@ -74,7 +74,7 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row; names are like "train/loss"."""
-        if not self._enabled:
+        if not self._enabled or step <= self._start_step:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():

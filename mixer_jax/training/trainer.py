@@ -16,7 +16,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,12 @@ from mixer_jax.model import MlpMixer, Patches
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
-from mixer_jax.training.optimizer import create_optimizer, create_schedule
+from mixer_jax.training.optimizer import (
+    DECAY_TYPES,
+    OPTIMIZERS,
+    create_optimizer,
+    create_schedule,
+)
 from mixer_jax.training.step import (
     Metrics,
     TrainState,
@@ -87,8 +92,10 @@ def train_and_evaluate(
         stop_requested = stack.enter_context(_stop_signals())
         mesh = sharding.create_mesh(config.mesh.fsdp)
         stack.enter_context(jax.set_mesh(mesh))
-        data = _open_data(config)
+        data = open_data(config)
         program = build_program(config, mesh, len(data.class_names))
+        init_rng, rng = jax.random.split(jax.random.key(config.seed))
+        rng = jax.device_put(rng, sharding.replicated(mesh))
 
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         stack.enter_context(checkpoints)
@@ -100,7 +107,7 @@ def train_and_evaluate(
             else:
                 logger.info("start    where it stopped, at step %d", start_step)
         else:
-            state = _initial_state(config, program)
+            state = _initial_state(config, program, init_rng)
         _describe(config, mesh, state)
         _write_workdir(config, data.class_names, workdir)
 
@@ -111,7 +118,6 @@ def train_and_evaluate(
         reader = _MetricsReader(writer, progress, config.progress_every, checkpoints)
         train_batches = data.train_batches(start_step)
         stack.enter_context(contextlib.closing(train_batches))
-        rng = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
 
         step, results = start_step, {}
         while True:
@@ -155,20 +161,58 @@ def train_and_evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The examples of a run, as this process's batches.
+    """The examples of a run, and what becomes of them.
 
     Attributes:
+      config: of the run.
       class_names: of the labels.
-      train_batches: maps the step to start at to training batches without end.
-      eval_batches: makes the batches of the whole test split.
+      train_source: the examples to train on.
+      test_source: the examples to test on.
+      train_transform: from an image to what the model sees in training.
+      eval_transform: from an image to what it sees in evaluation.
     """
 
-    class_names: list[str]
-    train_batches: Callable[[int], Any]
-    eval_batches: Callable[[], Any]
+    config: Config
+    class_names: Sequence[str]
+    train_source: sources.Source
+    test_source: sources.Source
+    train_transform: preprocess.TrainTransform
+    eval_transform: preprocess.EvalTransform
+
+    def train_batches(self, start_step: int) -> Any:
+        """Returns this process's rows of training batches, without end."""
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.batch,
+            seed=self.config.seed,
+            start_step=start_step,
+            prefetch=self.config.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(self) -> Any:
+        """Returns this process's rows of the whole test split."""
+        # A split smaller than a batch is not padded to a whole one.
+        devices = jax.device_count()
+        smallest = -(-len(self.test_source) // devices) * devices
+        return pipeline.eval_batches(
+            self.test_source,
+            self.eval_transform,
+            batch_size=min(self.config.batch_eval, smallest),
+            prefetch=self.config.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
 
-def _open_data(config: Config) -> Data:
+def open_data(config: Config) -> Data:
+    """Returns the data that `config` describes.
+
+    Raises:
+      DatasetError: the dataset or a split is not there, or not as expected.
+    """
     dataset = sources.open_dataset(
         config.dataset,
         data_dir=config.tfds_data_dir,
@@ -177,45 +221,32 @@ def _open_data(config: Config) -> Data:
     train_default, test_default = sources.default_splits(config.dataset)
     train_split = config.pp.train or train_default
     test_split = config.pp.test or test_default
-    train_source, test_source = dataset.split(train_split), dataset.split(test_split)
+    data = Data(
+        config,
+        list(dataset.class_names),
+        dataset.split(train_split),
+        dataset.split(test_split),
+        preprocess.TrainTransform(
+            config.pp.crop,
+            config.pp.area_range,
+            config.pp.aspect_range,
+            config.pp.flip,
+            config.pp.transfer,
+        ),
+        preprocess.EvalTransform(
+            config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
+        ),
+    )
     logger.info(
         "data     %s: %s images to train on (%s), %s to test on (%s), %d classes",
         config.dataset,
-        f"{len(train_source):,}",
+        f"{len(data.train_source):,}",
         train_split,
-        f"{len(test_source):,}",
+        f"{len(data.test_source):,}",
         test_split,
-        len(dataset.class_names),
+        len(data.class_names),
     )
-    shared = {
-        "prefetch": config.prefetch,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    train_transform = preprocess.TrainTransform(
-        config.pp.crop,
-        config.pp.area_range,
-        config.pp.aspect_range,
-        config.pp.flip,
-        config.pp.transfer,
-    )
-    eval_transform = preprocess.EvalTransform(
-        config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
-    )
-    return Data(
-        list(dataset.class_names),
-        lambda start_step: pipeline.train_batches(
-            train_source,
-            train_transform,
-            batch_size=config.batch,
-            seed=config.seed,
-            start_step=start_step,
-            **shared,
-        ),
-        lambda: pipeline.eval_batches(
-            test_source, eval_transform, batch_size=config.batch_eval, **shared
-        ),
-    )
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +294,10 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     loss_fn = losses.softmax_cross_entropy
     image_shape = (config.pp.crop, config.pp.crop, 3)
     init = functools.partial(init_state, model, tx, image_shape=image_shape)
-    abstract_state = jax.eval_shape(init, jax.random.key(0))
+    try:
+        abstract_state = jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:  # the model says what does not fit
+        raise ConfigError(str(error)) from error
     on_state = sharding.state_shardings(mesh, abstract_state)
     on_batch = sharding.batch_sharding(mesh)
     everywhere = sharding.replicated(mesh)
@@ -288,10 +322,10 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     )
 
 
-def _initial_state(config: Config, program: Program) -> TrainState:
+def _initial_state(config: Config, program: Program, rng: jax.Array) -> TrainState:
     """The state before the first step: from scratch, or with a file's parameters."""
-    state = program.init(jax.random.key(config.seed))
-    if config.pretrained_dir is None:
+    state = program.init(rng)
+    if not config.pretrained_dir:
         return state
     path = find_checkpoint(config.pretrained_dir, config.model.model_name)
     params = load_pretrained(path, state.params)
@@ -364,9 +398,9 @@ def _report_evaluation(
 ) -> None:
     if num_classes <= 5:
         del results["top5"]
-    top5 = f", top-5 {results['top5']:.2%}" if "top5" in results else ""
+    top5 = f"top-5 {100 * results['top5']:.2f} %, " if "top5" in results else ""
     logger.info(
-        "step %d  test accuracy %.2f %%%s, loss %.4f, on %s images",
+        "step %d  test: top-1 %.2f %%, %sloss %.4f, on %s images",
         step,
         100 * results["top1"],
         top5,
@@ -399,6 +433,18 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
 
 def check_config(config: Config) -> None:
     """Raises ConfigError if the config's numbers cannot go together."""
+    for name, value, choices in (
+        ("optimizer", config.optimizer, OPTIMIZERS),
+        ("decay_type", config.decay_type, DECAY_TYPES),
+        ("pp.evaluation", config.pp.evaluation, preprocess.EVALUATIONS),
+        ("pp.transfer", config.pp.transfer, preprocess.TRANSFERS),
+    ):
+        if value not in choices:
+            raise ConfigError(
+                f"{name} is {value!r}; expected one of {', '.join(choices)}."
+            )
+    if config.pretrained_dir == "None":  # what a flag makes of it
+        raise ConfigError("To start from scratch: --config.pretrained_dir=''.")
     devices = jax.device_count()
     for key in ("total_steps", "batch", "batch_eval", "accum_steps", "eval_every",
                 "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
@@ -435,11 +481,11 @@ def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _write_workdir(
-    config: Config, class_names: list[str], workdir: pathlib.Path
+    config: Config, class_names: Sequence[str], workdir: pathlib.Path
 ) -> None:
     if jax.process_index() == 0:
         for name, content in (
-            ("class_names.json", class_names),
+            ("class_names.json", list(class_names)),
             ("config.json", _as_json(config)),
         ):
             partial = workdir / f"{name}.partial"

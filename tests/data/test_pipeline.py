@@ -1,0 +1,154 @@
+import contextlib
+import itertools
+import logging
+
+import numpy as np
+import pytest
+
+from mixer_jax.data import pipeline
+from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
+from mixer_jax.data.sources import Example
+
+from ..examples import encode
+
+
+class Numbered:
+    """Images whose every pixel, like the label, is their number; some are damaged."""
+
+    def __init__(self, length, damaged=()):
+        self.length, self.damaged = length, set(damaged)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        image = encode(np.full((6, 6, 3), i, np.uint8))
+        return Example(b"damaged" if i in self.damaged else image, i, f"image {i}")
+
+
+WHOLE = TrainTransform(4, area_range=(1, 1), aspect_range=(1, 1), flip=False)
+
+
+def take(iterator, count):
+    with contextlib.closing(iterator):
+        return list(itertools.islice(iterator, count))
+
+
+def train(count, *, length=20, damaged=(), transform=WHOLE, **kwargs):
+    kwargs = {"batch_size": 8, "seed": 0} | kwargs
+    return take(
+        pipeline.train_batches(Numbered(length, damaged), transform, **kwargs), count
+    )
+
+
+def equal(xs, ys):
+    assert len(xs) == len(ys)
+    for x, y in zip(xs, ys, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key])
+
+
+def test_every_example_once_an_epoch_in_another_order():
+    labels = np.concatenate([batch["label"] for batch in train(5)])
+    first, second = labels[:20], labels[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert list(first) != list(range(20))
+    assert list(first) != list(second)
+
+
+def test_images_belong_to_their_labels():
+    for batch in train(6):
+        assert batch["image"].shape == (8, 4, 4, 3)
+        assert batch["image"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+
+
+def test_stream_is_a_function_of_seed_and_step():
+    transform = TrainTransform(4)
+    batches = train(7, transform=transform)
+    equal(batches, train(7, transform=transform))
+    for start in (1, 4, 6):
+        resumed = train(7 - start, transform=transform, start_step=start)
+        equal(batches[start:], resumed)
+    other = train(1, transform=transform, seed=1)[0]
+    assert list(other["label"]) != list(batches[0]["label"])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_each_batch(count):
+    whole = train(5, transform=TrainTransform(4))
+    parts = [
+        train(5, transform=TrainTransform(4), process_index=i, process_count=count)
+        for i in range(count)
+    ]
+    for step in range(5):
+        joined = {
+            key: np.concatenate([part[step][key] for part in parts])
+            for key in ("image", "label")
+        }
+        equal([whole[step]], [joined])
+
+
+def test_batch_that_processes_cannot_share():
+    with pytest.raises(ValueError, match="batch of 8 cannot be split evenly over 3"):
+        train(1, process_count=3)
+
+
+def test_damaged_images_are_replaced_and_told_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        batches = train(10, damaged=[3, 11])
+    labels = np.concatenate([batch["label"] for batch in batches])
+    assert len(labels) == 80
+    assert not {3, 11} & set(labels)
+    assert caplog.text.count("skipping image 3:") == 1
+    assert caplog.text.count("skipping image 11:") == 1
+    equal(batches, train(10, damaged=[3, 11]))
+
+
+def test_nothing_but_damaged_images_is_an_error():
+    with pytest.raises(ImageError, match="100 images in a row"):
+        train(1, damaged=range(20))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 24, 1000])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_counts_every_example_once(length, processes):
+    source = Numbered(length)
+    if length > 256:
+        source.__class__ = type("Wide", (Numbered,), {"__getitem__": wide_item})
+    seen = []
+    batches = []
+    for i in range(processes):
+        batches.append(
+            take(
+                pipeline.eval_batches(
+                    source,
+                    EvalTransform(4),
+                    batch_size=64 if length == 1000 else 8,
+                    process_index=i,
+                    process_count=processes,
+                ),
+                None,
+            )
+        )
+        for batch in batches[-1]:
+            seen += list(batch["label"][batch["mask"] == 1])
+    assert sorted(seen) == list(range(length))
+    assert len({len(b) for b in batches}) == 1  # all processes take as many steps
+    assert len({b["image"].shape for part in batches for b in part}) == 1
+
+
+def wide_item(self, i):
+    return Example(np.zeros((6, 6, 3), np.uint8), i, f"image {i}")
+
+
+def test_evaluation_leaves_damaged_images_out_and_tells(caplog):
+    source = Numbered(10, damaged=[4])
+    with caplog.at_level(logging.WARNING):
+        batches = take(
+            pipeline.eval_batches(source, EvalTransform(4), batch_size=4), None
+        )
+    labels = np.concatenate([b["label"][b["mask"] == 1] for b in batches])
+    assert list(labels) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert "skipping image 4" in caplog.text

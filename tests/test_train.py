@@ -1,0 +1,248 @@
+"""train.py as a user starts it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import mixer_jax
+from configs import common
+from mixer_jax.variants import VARIANTS
+
+from .examples import write_folder
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+MODEL_CONFIGS = {
+    "b16": "B/16",
+    "b32": "B/32",
+    "l16": "L/16",
+    "l32": "L/32",
+    "s8": "S/8",
+    "s16": "S/16",
+    "s32": "S/32",
+    "h14": "H/14",
+}
+
+# A Mixer that trains in seconds, at 224 pixels.
+SMALL = [
+    "--config.model.num_blocks=1",
+    "--config.model.patches.size=(32, 32)",
+    "--config.model.hidden_dim=16",
+    "--config.model.tokens_mlp_dim=8",
+    "--config.model.channels_mlp_dim=16",
+    "--config.batch=8",
+    "--config.batch_eval=8",
+    "--config.accum_steps=2",
+    "--config.total_steps=4",
+]
+
+
+def train(*args, cwd=ROOT, code="", **env):
+    """Runs train.py in a process of its own, on one CPU device."""
+    command = [sys.executable, "-W", "ignore", "train.py", *args]
+    if code:  # runs before the end of the process
+        script = f"import sys; sys.argv = {command[3:]!r}; sys.path.insert(0, '.')"
+        script += "\nimport atexit, runpy\n"
+        script += f"def at_end():\n    {code}\natexit.register(at_end)\n"
+        script += "runpy.run_path('train.py', run_name='__main__')"
+        command = [sys.executable, "-c", script]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
+    )
+
+
+def load(name, *overrides):
+    """The config that `--config configs/<name>` and overrides give."""
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    file, _, argument = name.partition(":")
+    path = str(ROOT / "configs" / f"{file}.py") + (f":{argument}" if argument else "")
+    argv = ["train.py", f"--config={path}", *overrides]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)  # ml_collections looks for overrides there
+        values(argv)
+    return holder.value
+
+
+def test_digits_from_the_command_line_without_tensorflow(tmp_path):
+    done = train(
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.total_steps=20",
+        "--config.progress_every=10",
+        code="print('TensorFlow:', 'tensorflow' in sys.modules)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"workdir  {tmp_path / 'run'}" in done.stdout
+    assert "1,433 images to train on" in done.stdout
+    assert "step 10/20  loss" in done.stdout
+    assert "images/s" in done.stdout
+    assert "step 20  test: top-1" in done.stdout
+    assert "TensorFlow: False" in done.stdout
+    params = mixer_jax.load_checkpoint(tmp_path / "run" / "final.npz")
+    assert params["head"]["bias"].shape == (10,)
+
+
+def test_fine_tuning_on_a_folder_from_a_published_layout_file(tmp_path):
+    """b16.py with a small Mixer: ImageNet-21k head in the file, two classes here."""
+    photos = write_folder(
+        tmp_path / "photos",
+        {"train/temple": 5, "train/flower": 6, "test/temple": 3, "test/flower": 2},
+    )
+    sizes = mixer_jax.weights.layout.MixerSizes((32, 32), 1, 16, 8, 16, 49, 21843)
+    model = sizes.create_model()
+    import jax
+    import jax.numpy as jnp
+
+    images = jnp.zeros((1, 224, 224, 3))
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    (tmp_path / "weights").mkdir()
+    mixer_jax.save_checkpoint(tmp_path / "weights" / "Mixer-B_16.npz", params)
+    done = train(
+        "--config=configs/b16.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.dataset={photos}",
+        f"--config.pretrained_dir={tmp_path / 'weights'}",
+        *SMALL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "11 images to train on (train), 5 to test on (test), 2 classes" in done.stdout
+    )
+    assert "Mixer-B_16.npz, with a new head" in done.stdout
+    assert "on 5 images" in done.stdout
+    assert "top-5" not in done.stdout  # of two classes
+    final = mixer_jax.load_checkpoint(tmp_path / "run" / "final.npz")
+    assert final["head"]["kernel"].shape == (16, 2)
+    names = json.loads((tmp_path / "run" / "class_names.json").read_text())
+    assert names == ["flower", "temple"]
+
+
+def test_tfds_dataset_without_tensorflow(tmp_path, tfds_dir):
+    done = train(
+        "--config=configs/b16.py:tiny_shapes",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.tfds_data_dir={tfds_dir}",
+        "--config.pp.train=train[:75%]",
+        "--config.pretrained_dir=",
+        *SMALL,
+        code="print('TensorFlow:', 'tensorflow' in sys.modules)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "30 images to train on (train[:75%]), 14 to test on" in done.stdout
+    assert "TensorFlow: False" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.dataset=/no/where"], "DatasetError: There is no folder"),
+        (["--config.pretrained_dir=/no/where"], "/no/where/digits.npz: no such file"),
+        (["--config.pretrained_dir=None"], "from scratch: --config.pretrained_dir=''"),
+        (["--config.base_lrs=1"], 'Did you mean "base_lr" instead of "base_lrs"?'),
+        (["--config.batch=many"], "batch"),
+        (["configs/b16.py"], "Not a flag: configs/b16.py"),
+    ],
+)
+def test_mistakes_get_one_message_and_no_traceback(tmp_path, args, message):
+    done = train("--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *args)
+    assert done.returncode != 0
+    output = done.stdout + done.stderr
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_workdir_is_named_after_the_config(tmp_path):
+    for name in ("train.py", "configs", "mixer_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = train(
+        "--config=configs/b32.py:/no/where", cwd=tmp_path, MIXER_JAX_CACHE=str(tmp_path)
+    )
+    assert "workdir  runs/b32-_no_where" in done.stdout
+    done = train("--config=configs/digits.py", "--config.dataset=/no", cwd=tmp_path)
+    assert "workdir  runs/digits" in done.stdout
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_model_configs_are_their_variants(name):
+    config = load(name)
+    variant = VARIANTS[MODEL_CONFIGS[name]]
+    assert config.model.patches.size == (variant.patch_size,) * 2
+    assert config.model.num_blocks == variant.num_blocks
+    assert config.model.hidden_dim == variant.hidden_dim
+    assert config.model.tokens_mlp_dim == variant.tokens_mlp_dim
+    assert config.model.channels_mlp_dim == variant.channels_mlp_dim
+
+
+def test_b16_has_the_originals_hyper_parameters():
+    config = load("b16")
+    expected = {
+        "dataset": "cifar10",
+        "total_steps": 10_000,
+        "batch": 512,
+        "accum_steps": 8,
+        "base_lr": 0.03,
+        "warmup_steps": 500,
+        "decay_type": "cosine",
+        "grad_norm_clip": 1.0,
+        "optim_dtype": "bfloat16",
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+        "pretrained_dir": "imagenet21k",
+    }
+    assert {key: config[key] for key in expected} == expected
+    assert config.pp.crop == 224
+    assert config.model.model_name == "Mixer-B_16"
+
+
+def test_dataset_argument_and_overrides():
+    assert load("b16:cifar100").dataset == "cifar100"
+    assert load("b16:imagenet2012").total_steps == 20_000
+    assert load("b16:/some/folder").dataset == "/some/folder"
+    config = load(
+        "b16:oxford_flowers102",
+        "--config.base_lr=1",
+        "--config.model.num_blocks=4",
+        "--config.pp.train=train[:10%]",
+        "--config.tfds_data_dir=/data",
+        "--config.pretrained_dir=",
+    )
+    assert config.base_lr == 1.0
+    assert config.model.num_blocks == 4
+    assert config.pp.train == "train[:10%]"
+    assert config.tfds_data_dir == "/data"
+    assert config.pretrained_dir == ""
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "common"])
+def test_configs_are_locked_and_set_only_keys_of_common(name):
+    config = load(name)
+    assert config.is_locked
+    assert config.model.is_locked
+    with pytest.raises(AttributeError, match="base_lr"):
+        config.base_lrs = 1
+    known = set(common.get_config())
+    assert set(config) <= known
+
+
+def test_every_key_is_read():
+    """A key that nothing reads is deleted."""
+    package = ROOT / "mixer_jax"
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    config = common.get_config()
+    keys = [f"config.{k}" for k in config if k not in ("pp", "model", "mesh")]
+    keys += [f"config.pp.{k}" for k in config.pp] + ["config.mesh.fsdp"]
+    assert [key for key in keys if key not in source] == []
+    unused = set(config.model) - set(mixer_jax.MlpMixer.__dataclass_fields__)
+    assert not unused

@@ -1,0 +1,244 @@
+"""Whole runs of a shrunken configs/digits.py."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from mixer_jax.data import pipeline
+from mixer_jax.training import trainer
+from mixer_jax.weights.npz import read_checkpoint
+
+
+def tiny_config(**overrides):
+    """A run of twelve steps that takes seconds."""
+    config = digits.get_config()
+    config.update_from_flattened_dict(
+        {
+            "pp.crop": 8,
+            "model.patches.size": (4, 4),
+            "model.num_blocks": 2,
+            "model.hidden_dim": 16,
+            "model.tokens_mlp_dim": 8,
+            "model.channels_mlp_dim": 16,
+            "model.stoch_depth": 0.1,  # so that the step's key matters
+            "total_steps": 12,
+            "batch": 16,
+            "batch_eval": 64,
+            "warmup_steps": 2,
+            "eval_every": 6,
+            "checkpoint_every": 3,
+            "progress_every": 1,
+        }
+        | overrides
+    )
+    return config
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(row) for row in text.splitlines()]
+
+
+def final_params(workdir: pathlib.Path):
+    return read_checkpoint(workdir / "final.npz")
+
+
+def assert_bit_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+class Killed(BaseException):
+    """What nothing in a run catches."""
+
+
+@contextlib.contextmanager
+def killed_at(step):
+    """Makes a run die without warning when it asks for the batch of `step`."""
+    original = pipeline.train_batches
+
+    class Batches:
+        def __init__(self, *args, start_step=0, **kwargs):
+            self.inner = original(*args, start_step=start_step, **kwargs)
+            self.step = start_step
+
+        def __next__(self):
+            if self.step == step:
+                raise Killed
+            self.step += 1
+            return next(self.inner)
+
+        def close(self):
+            self.inner.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", Batches)
+        with pytest.raises(Killed):
+            yield
+
+
+def test_run_leaves_what_a_user_needs(tmp_path):
+    results = trainer.train_and_evaluate(tiny_config(), tmp_path)
+    assert results["count"] == 364
+    found = rows(tmp_path)
+    train = [row for row in found if "train/loss" in row]
+    assert [row["step"] for row in train] == list(range(1, 13))
+    assert all(row["train/images_per_sec"] > 0 for row in train)
+    test = [row for row in found if "test/top1" in row]
+    assert [row["step"] for row in test] == [6, 12]
+    assert test[-1]["test/top1"] == results["top1"]
+    assert test[-1]["test/count"] == 364
+    assert 0 < results["top1"] <= results["top5"] <= 1
+    assert json.loads((tmp_path / "class_names.json").read_text()) == list("0123456789")
+    assert json.loads((tmp_path / "config.json").read_text())["batch"] == 16
+    assert "test: top-1" in (tmp_path / "train.log").read_text()
+    assert any((tmp_path / "tensorboard").iterdir())
+    checkpoints = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert checkpoints == [6, 9, 12]  # the newest keep_checkpoints
+    assert final_params(tmp_path)["head"]["kernel"].shape == (16, 10)
+
+
+@pytest.mark.parametrize("step", [6, 8])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
+    config = tiny_config()
+    expected = trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(step):
+        trainer.train_and_evaluate(config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "final.npz").exists()
+    results = trainer.train_and_evaluate(config, tmp_path / "killed")
+    assert results == expected
+    assert_bit_equal(
+        final_params(tmp_path / "killed"), final_params(tmp_path / "whole")
+    )
+    seen = [(row["step"], row.get("train/loss")) for row in rows(tmp_path / "killed")]
+    assert seen == [
+        (row["step"], row.get("train/loss")) for row in rows(tmp_path / "whole")
+    ]
+
+
+def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
+    config = tiny_config()
+    expected = trainer.train_and_evaluate(config, tmp_path)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert trainer.train_and_evaluate(config, tmp_path) == expected
+    assert "finished" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
+    config = tiny_config(total_steps=200, checkpoint_every=1000, eval_every=1000)
+    metrics = tmp_path / "metrics.jsonl"
+    done = threading.Event()
+
+    def send_once_training():
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            if done.wait(0.001):
+                return
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send_once_training)
+    sender.start()
+    try:
+        with pytest.raises(trainer.RunStopped, match="same command goes on"):
+            trainer.train_and_evaluate(config, tmp_path)
+    finally:
+        done.set()
+        sender.join()
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert rows(tmp_path)[-1]["step"] == int(checkpoint.name) < 200
+    trainer.train_and_evaluate(config, tmp_path)
+    steps = [row["step"] for row in rows(tmp_path) if "train/loss" in row]
+    assert steps == list(range(1, 201))
+
+
+def test_another_config_is_refused_and_changes_nothing(tmp_path):
+    trainer.train_and_evaluate(tiny_config(total_steps=3), tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(trainer.ConfigError) as error:
+        trainer.train_and_evaluate(
+            tiny_config(total_steps=3, base_lr=0.5, **{"pp.flip": True}), tmp_path
+        )
+    message = str(error.value)
+    assert "base_lr: 0.003 there, 0.5 now" in message
+    assert "pp.flip: False there, True now" in message
+    assert "total_steps" not in message
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_infinite_loss_stops_the_run(tmp_path):
+    config = tiny_config(
+        optimizer="sgd", base_lr=1e30, grad_norm_clip=None, checkpoint_every=1
+    )
+    with pytest.raises(trainer.NonFiniteError, match=r"Step \d+: loss .*nan") as error:
+        trainer.train_and_evaluate(config, tmp_path)
+    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert f"checkpoints/{saved[-1]}" in str(error.value)
+    assert not (tmp_path / "final.npz").exists()
+
+
+def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
+    from mixer_jax.data.sources import DatasetError
+
+    with pytest.raises(DatasetError):
+        trainer.train_and_evaluate(tiny_config(dataset="/no/folder"), tmp_path)
+    trainer.train_and_evaluate(tiny_config(total_steps=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"batch": 12}, r"batch is 12; with 8 devices .*multiple of 8, such as 16"),
+        ({"batch": 24, "accum_steps": 2}, r"batch is 24.*accum_steps 2.*of 16"),
+        ({"batch_eval": 4}, r"batch_eval is 4.*multiple of 8"),
+        ({"eval_every": 0}, r"eval_every is 0; expected at least 1"),
+        ({"decay_type": "exp"}, r"decay_type is 'exp'; expected one of cosine"),
+        ({"pp.evaluation": "crop"}, r"pp.evaluation is 'crop'; expected one of resize"),
+        ({"pp.transfer": "int8"}, r"pp.transfer is 'int8'; expected one of uint8"),
+        ({"pp.crop": 10}, r"10x10 pixels cannot be cut into patches of 4x4"),
+        ({"model.gelu": "relu"}, r"gelu is 'relu'"),
+    ],
+)
+def test_configs_that_cannot_run(tmp_path, overrides, message):
+    with pytest.raises(trainer.ConfigError, match=message):
+        trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_pretrained_parameters_but_for_the_head(tmp_path):
+    trainer.train_and_evaluate(tiny_config(total_steps=4), tmp_path / "source")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (tmp_path / "source" / "final.npz").rename(folder / "digits.npz")
+    config = tiny_config(
+        total_steps=1, base_lr=0.0, weight_decay=0.0, pretrained_dir=str(folder)
+    )
+    trainer.train_and_evaluate(config, tmp_path / "tuned")
+    tuned, file = (
+        final_params(tmp_path / "tuned"),
+        read_checkpoint(folder / "digits.npz"),
+    )
+    head = tuned.pop("head")
+    assert file.pop("head")["kernel"].any()
+    assert not head["kernel"].any()  # as initialised
+    assert_bit_equal(tuned, file)
+
+
+def test_float32_transfer_trains_about_the_same(tmp_path):
+    uint8 = trainer.train_and_evaluate(tiny_config(), tmp_path / "uint8")
+    exact = trainer.train_and_evaluate(
+        tiny_config(**{"pp.transfer": "float32"}), tmp_path / "float32"
+    )
+    assert abs(uint8["loss"] - exact["loss"]) < 0.05
+    assert uint8["loss"] != exact["loss"]
