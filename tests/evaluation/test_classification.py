@@ -31,7 +31,7 @@ def folder(loaded, tmp_path_factory, write_image):
     return root, images, np.array(labels)
 
 
-@pytest.mark.parametrize("batch_size", [1, 13, 64])
+@pytest.mark.parametrize("batch_size", [13, 64])
 def test_report_equals_what_numpy_makes_of_the_logits(
     loaded, folder, logits, batch_size
 ):
