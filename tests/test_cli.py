@@ -221,6 +221,8 @@ def test_help(mixer_jax):
         ("evaluate {run} --dataset digit", "DatasetError: There is no dataset 'digit'"),
         ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
         ("evaluate {run}/final.npz", "UsageError: Name a --dataset"),
+        ("evaluate imagenet1k/Mixer-L_16", "UsageError: Name a --dataset"),
+        ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
         ("predict {run}", "UsageError: Name images"),
         ("predict {run} nowhere", "FileNotFoundError: nowhere: no such file"),
         ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
