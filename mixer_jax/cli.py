@@ -124,11 +124,13 @@ def evaluate(
         plot_confusion_matrix,
     )
 
+    if dataset is None and not pathlib.Path(model).expanduser().is_dir():
+        raise UsageError("Name a --dataset; only the workdir of a run has its own.")
+    if batch < 1:
+        raise UsageError(f"--batch is {batch}; 1 is the least.")
     loaded, transform = flags.load(model)
     config: Any = loaded.config or {}
-    if dataset is None and not config:
-        raise UsageError("Name a --dataset; only the workdir of a run has its own.")
-    if dataset in (None, config.get("dataset")) and config:
+    if config and dataset in (None, config["dataset"]):
         dataset = config["dataset"]
         split = split or config["pp"]["test"]
         tfds_data_dir = tfds_data_dir or config["tfds_data_dir"]

@@ -13,7 +13,7 @@ ALLOWED = {
     "variants": set(),
     "model": {"variants"},
     "data": set(),
-    "weights": {"model", "variants"},
+    "weights": {"data", "model", "variants"},
     "training": {"data", "model"},
     "evaluation": {"data", "model", "training", "weights"},
     "trainer": {"data", "model", "training", "evaluation", "weights"},

@@ -375,6 +375,27 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits(golden):
     np.testing.assert_allclose(logits, data["logits"], atol=0.2)
 
 
+def test_intermediates_are_the_tokens_after_each_block():
+    model = MlpMixer(num_classes=5, **TINY)
+    variables = init_random(model, (16, 16, 3))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    logits, state = model.apply(
+        variables, images, train=False, capture_intermediates=True
+    )
+    found = state["intermediates"]
+    tokens = [found[f"MixerBlock_{i}"]["__call__"][0] for i in range(3)]
+    pre_logits = found["pre_logits"][0]
+    assert [x.shape for x in tokens] == [(2, 16, 24)] * 3
+    p = variables["params"]
+    for i in (1, 2):
+        out = MixerBlock(10, 40).apply({"params": p[f"MixerBlock_{i}"]}, tokens[i - 1])
+        np.testing.assert_allclose(tokens[i], out, atol=1e-6)
+    norm = nn.LayerNorm().apply({"params": p["pre_head_layer_norm"]}, tokens[2])
+    np.testing.assert_allclose(pre_logits, norm.mean(1), atol=1e-6)
+    head = pre_logits @ p["head"]["kernel"] + p["head"]["bias"][None]
+    np.testing.assert_allclose(logits, head, atol=1e-5)
+
+
 def test_create_model_takes_both_spellings_and_overrides():
     assert mixer_jax.create_model("B/16", 10).hidden_dim == 768
     model = mixer_jax.create_model("Mixer-L_16", 10, num_blocks=2, stoch_depth=0.1)

@@ -37,7 +37,7 @@ def evaluate(
       `count`, the examples that were scored.
 
     Raises:
-      ValueError: there was nothing to score.
+      DatasetError: there was nothing to score.
     """
     totals: Counter[str] = Counter()
     running: Metrics | None = None
@@ -53,7 +53,7 @@ def evaluate(
     collect(running)
     count = totals["count"]
     if count == 0:
-        raise ValueError("None of the examples to evaluate on could be read.")
+        raise DatasetError("None of the examples to evaluate on could be read.")
     names = [name for name in ("top1", "top5", "loss") if name in totals]
     return {name: totals[name] / count for name in names} | {"count": count}
 
@@ -123,8 +123,8 @@ def evaluate_dataset(
 
     Raises:
       CheckpointError: the model has no head.
-      DatasetError: the split is not there, or has classes that the model has not.
-      ValueError: none of the examples could be read.
+      DatasetError: the split is not there, has classes that the model has not, or no
+        image that can be read.
     """
     if not loaded.model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")

@@ -137,11 +137,11 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
 
         params = read_latest_params(workdir)
     fields, pp = dict(config["model"]), config["pp"]
-    patches = Patches(tuple(fields.pop("patches")["size"]))
+    fields["patches"] = Patches(tuple(fields["patches"]["size"]))
+    fields |= {"remat": "none", "scan_blocks": False}  # these are for training
+    num_classes = infer_model(params).num_classes
     return LoadedModel(
-        MlpMixer(
-            patches=patches, num_classes=infer_model(params).num_classes, **fields
-        ),
+        MlpMixer(num_classes=num_classes, **fields),
         params,
         EvalTransform(pp["crop"], pp["evaluation"], pp["resize"], pp["transfer"]),
         _read_json(names) if names.exists() else None,

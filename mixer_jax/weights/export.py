@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -188,11 +189,12 @@ def _write(
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Hides what jax2onnx prints and logs of its own workings."""
+    """Hides what jax2onnx prints, logs and warns of: its own workings."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with (
+            warnings.catch_warnings(action="ignore"),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):

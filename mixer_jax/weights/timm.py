@@ -125,7 +125,10 @@ def save_timm(
     with npz.replace_when_whole(path) as partial:
         # "pt" is what PyTorch's programs look for.
         about = {"format": "pt", "gelu": gelu, "note": note, **(metadata or {})}
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(state_dict, partial, metadata=about)
+        partial.chmod(mode)  # safetensors keeps everyone but the owner from reading
     logging.info("%s: %s", path, note)
 
 

@@ -70,6 +70,13 @@ def test_export_says_that_timm_computes_erf(tiny, tmp_path, caplog):
     assert timm.timm_gelu(path) == "tanh"  # so that it comes back as it was
 
 
+def test_export_is_as_readable_as_any_other_file(tiny, tmp_path):
+    timm.save_timm(tmp_path / "a.safetensors", tiny.tree())
+    (tmp_path / "plain").touch()
+    mode = lambda name: (tmp_path / name).stat().st_mode
+    assert mode("a.safetensors") == mode("plain")
+
+
 def test_failed_export_leaves_nothing(tiny, tmp_path):
     params = tiny.tree()
     params["head"]["bias"][0] = np.nan

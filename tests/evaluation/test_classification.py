@@ -1,0 +1,152 @@
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from mixer_jax.data.preprocess import decode
+from mixer_jax.data.sources import DatasetError, open_dataset
+from mixer_jax.evaluation import classification
+from mixer_jax.evaluation.loading import imagenet_names
+from mixer_jax.training.losses import softmax_cross_entropy
+from mixer_jax.training.step import make_eval_step
+from mixer_jax.weights.layout import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def folder(loaded, tmp_path_factory, write_image):
+    """Three random images of each class, one of them unreadable, and their pixels."""
+    root = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for label, name in enumerate(loaded.class_names):
+        for i in range(3):
+            images.append(rng.integers(0, 256, (16, 16, 3), np.uint8))
+            labels.append(label)
+            write_image(root / name / f"{i}.png", images[-1])
+    (root / "ant" / "broken.png").write_bytes(b"no image")
+    return root, images, np.array(labels)
+
+
+@pytest.mark.parametrize("batch_size", [13, 64])
+def test_report_equals_what_numpy_makes_of_the_logits(
+    loaded, folder, logits, batch_size
+):
+    root, images, labels = folder
+    report = classification.evaluate_dataset(
+        loaded, open_dataset(str(root)), "train", batch_size=batch_size
+    )
+    scores = logits(images)
+    order = np.argsort(-scores, axis=1)
+    predictions = order[:, 0]
+    losses = -log_softmax(scores, axis=1)[np.arange(21), labels]
+    expected = {
+        "top1": np.mean(predictions == labels),
+        "top5": np.mean((order[:, :5] == labels[:, None]).any(1)),
+        "loss": losses.mean(),
+        "count": 21,  # the unreadable one does not count
+    }
+    assert 0 < expected["top1"] < expected["top5"] < 1
+    assert report.metrics == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(report.labels, labels)
+    np.testing.assert_array_equal(report.predictions, predictions)
+    matrix = np.zeros((7, 7), int)
+    for label, prediction in zip(labels, predictions, strict=True):
+        matrix[label, prediction] += 1
+    np.testing.assert_array_equal(report.confusion_matrix(), matrix)
+    accuracies, counts = report.class_accuracies()
+    np.testing.assert_array_equal(counts, [3] * 7)
+    np.testing.assert_allclose(accuracies, np.diag(matrix) / 3)
+
+
+def test_predictions_cost_no_second_forward_pass(loaded):
+    batch = {
+        "image": np.zeros((8, 16, 16, 3), np.uint8),
+        "label": np.zeros(8, np.int32),
+        "mask": np.ones(8, np.float32),
+    }
+    flops = []
+    for make in (make_eval_step, classification.make_report_step):
+        step = jax.jit(make(loaded.model, softmax_cross_entropy))
+        compiled = step.lower(loaded.params, batch).compile()
+        flops.append(compiled.cost_analysis()["flops"])
+    assert flops[1] < 1.05 * flops[0]
+
+
+def test_fewer_classes_in_another_order(loaded, folder, tmp_path):
+    root, _, _ = folder
+    (tmp_path / "some.csv").write_text(
+        "path,label\n" + "".join(f"{root}/{n}/1.png,{n}\n" for n in ("gnu", "bee"))
+    )
+    report = classification.evaluate_dataset(
+        loaded, open_dataset(str(tmp_path / "some.csv")), "train"
+    )
+    assert report.labels.tolist() == [6, 1]
+    accuracies, counts = report.class_accuracies()
+    assert counts.tolist() == [0, 1, 0, 0, 0, 0, 1]
+    assert np.isnan(accuracies[0])
+    classes = json.loads(json.dumps(report.as_dict()))["classes"]
+    assert classes[0] == {"name": "ant", "top1": None, "count": 0}
+    assert classes[6] == {"name": "gnu", "top1": accuracies[6], "count": 1}
+
+
+def test_imagenet_classes_match_by_wordnet_id(loaded, folder, tmp_path):
+    root, _, _ = folder
+    head = {
+        "kernel": np.zeros((12, 1000), "float32"),
+        "bias": np.eye(1000, dtype="float32")[517],  # n03126707, the machine
+    }
+    model = loaded.model.clone(num_classes=1000)
+    imagenet = dataclasses.replace(
+        loaded,
+        model=model,
+        params=loaded.params | {"head": head},
+        class_names=imagenet_names(),
+    )
+    for synset, name in ("n02012849", "ant"), ("n03126707", "bee"):
+        os.makedirs(tmp_path / synset)
+        (tmp_path / synset / "0.png").write_bytes((root / name / "0.png").read_bytes())
+    report = classification.evaluate_dataset(
+        imagenet, open_dataset(str(tmp_path)), "train"
+    )
+    assert report.labels.tolist() == [134, 517]
+    assert report.predictions.tolist() == [517, 517]
+    assert report.metrics["top1"] == 0.5
+
+
+def test_what_cannot_be_scored(loaded, folder, tmp_path):
+    dataset = open_dataset(str(folder[0]))
+
+    def evaluate(**changes):
+        other = dataclasses.replace(loaded, **changes)
+        return classification.evaluate_dataset(other, dataset, "train")
+
+    with pytest.raises(DatasetError, match=r"2 of the dataset's 7 .* ant, bee, …"):
+        evaluate(class_names=["a", "b", *loaded.class_names[2:]])
+    six = loaded.model.clone(num_classes=6)
+    with pytest.raises(DatasetError, match=r"has 7 classes and the model.* 6\. Name"):
+        evaluate(model=six, class_names=None)
+    with pytest.raises(CheckpointError, match="no head"):
+        evaluate(model=loaded.model.clone(num_classes=None), class_names=None)
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "broken.png").touch()
+    dataset = open_dataset(str(tmp_path))
+    with pytest.raises(DatasetError, match="None of the examples"):
+        evaluate()
+
+
+def test_confusion_matrix_is_drawn(tmp_path):
+    matrix = np.array([[3, 1], [0, 5]])
+    path = tmp_path / "new" / "matrix.png"
+    classification.plot_confusion_matrix(path, matrix, ["ant", "bee"])
+    image = decode(path.read_bytes())
+    assert min(image.shape[:2]) > 300
+    # The diagonal is dark, the empty cell light.
+    height, width = image.shape[:2]
+    dark = image.astype(int).sum(-1) < 250
+    assert dark[: height // 2, : width // 2].sum() > 1000
+    assert dark[height // 2 :, width // 2 :].sum() > 1000
+    assert [x.name for x in path.parent.iterdir()] == ["matrix.png"]

@@ -1,0 +1,246 @@
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from mixer_jax import cli
+from mixer_jax.data.preprocess import EvalTransform, decode
+from mixer_jax.data.sources import open_dataset
+from mixer_jax.training import trainer
+from mixer_jax.weights.npz import read_checkpoint
+from mixer_jax.weights.published import PUBLISHED
+
+
+@pytest.fixture
+def mixer_jax(monkeypatch, capsys):
+    """Runs the command and returns its exit status, output and messages."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mixer-jax", *map(str, args)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            status = error.code
+        output, messages = capsys.readouterr()
+        if isinstance(status, str):  # Python prints it, and exits with 1
+            status, messages = 1, messages + status
+        return status, output, messages
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a short run on digits, and what its last evaluation gave."""
+    config = digits.get_config()
+    with config.unlocked():
+        config.total_steps = 100
+        config.eval_every = config.checkpoint_every = 100
+        config.warmup_steps = 10
+        config.batch = config.batch_eval = 64
+        config.model.num_blocks = 1
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, trainer.train_and_evaluate(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty test digits as PNG files, whose names begin with the label."""
+    folder = tmp_path_factory.mktemp("pictures")
+    test = open_dataset("digits").split("test")
+    for i in range(0, len(test), 9):
+        cv2.imwrite(str(folder / f"{test[i].label}_{i}.png"), test[i].image)
+    return folder
+
+
+def test_evaluate_gives_the_number_that_the_run_gave(mixer_jax, run, tmp_path):
+    workdir, results = run
+    assert results["top1"] > 0.5
+    status, output, _ = mixer_jax(
+        "evaluate",
+        workdir,
+        "--json-file",
+        tmp_path / "a.json",
+        "--confusion-matrix",
+        tmp_path / "a.png",
+    )
+    assert status == 0
+    assert f"top-1      {results['top1']:.2%}" in output
+    assert f"loss       {results['loss']:.4f}" in output
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert {k: found[k] for k in results} == pytest.approx(results, rel=1e-5)
+    hits = sum(x["top1"] * x["count"] for x in found["classes"])
+    assert hits == pytest.approx(results["top1"] * results["count"])
+    assert decode((tmp_path / "a.png").read_bytes()).shape[2] == 3
+    # The same from the file alone, told what the run knew.
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    args = ["--dataset", "digits", "--split", "test", "--class-names"]
+    status, from_file, _ = mixer_jax(
+        "evaluate", workdir / "final.npz", *args, tmp_path / "names.txt"
+    )
+    assert (status, from_file) == (0, output)
+
+
+def test_a_run_that_is_going_on_is_read_at_its_newest_checkpoint(
+    mixer_jax, run, tmp_path
+):
+    workdir, _ = run
+    live = tmp_path / "live"
+    live.mkdir()
+    for name in ("checkpoints", "config.json", "class_names.json"):
+        (live / name).symlink_to(workdir / name)
+    assert mixer_jax("convert", live, tmp_path / "a.npz")[0] == 0
+    expected = read_checkpoint(workdir / "final.npz")
+    found = read_checkpoint(tmp_path / "a.npz")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("ending", ["stablehlo", "onnx"])
+def test_exported_file_classifies_as_predict_does(
+    mixer_jax, run, pictures, tmp_path, ending
+):
+    if ending == "onnx" and importlib.util.find_spec("jax2onnx") is None:
+        pytest.skip("the extra onnx is not installed")
+    workdir, _ = run
+    status, output, _ = mixer_jax("predict", workdir, pictures, "--format", "json")
+    predictions = json.loads(output)
+    assert status == 0
+    assert len(predictions) == len(list(pictures.iterdir())) == 41
+    hits = [os.path.basename(x["file"])[0] == x["names"][0] for x in predictions]
+    assert np.mean(hits) > 0.5
+
+    path = tmp_path / f"digits.{ending}"
+    status, output, _ = mixer_jax("export", workdir, path)
+    assert status == 0
+    assert f"{path}: {path.stat().st_size:,} bytes" in output
+    about = json.loads((tmp_path / f"digits.{ending}.json").read_text())
+    about["preprocessing"].pop("steps")  # the others are a transform's fields
+    transform = EvalTransform(**about["preprocessing"])
+    files = [x["file"] for x in predictions]
+    images = np.stack([transform(decode(pathlib.Path(x).read_bytes())) for x in files])
+    if ending == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        [logits] = session.run(None, {"images": images})
+    else:
+        logits = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+    for x, scores in zip(predictions, jax.nn.softmax(logits), strict=True):
+        order = np.argsort(-scores)[:5]
+        assert x["names"] == [about["class_names"][i] for i in order]
+        np.testing.assert_allclose(x["probabilities"], scores[order], atol=1e-5)
+
+
+def test_unreadable_files_are_named_and_the_rest_go_on(
+    mixer_jax, run, pictures, tmp_path
+):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    args = ["predict", run[0], f"{pictures}/7_*.png", tmp_path / "broken.png"]
+    status, output, messages = mixer_jax(*args, "--top-k", 2)
+    assert status == 1
+    assert len(output.splitlines()) == 2 * len(list(pictures.glob("7_*")))
+    assert f"{tmp_path}/broken.png: the file is damaged or not an image" in messages
+    status, printed, _ = mixer_jax(*args, "--format", "csv", "--output", tmp_path / "o")
+    assert (status, printed) == (1, "")
+    assert (tmp_path / "o").read_text().startswith("file,rank,class,name,probability\n")
+
+
+def test_convert_there_and_back(mixer_jax, run, golden, tmp_path):
+    workdir, _ = run
+    for source, target in (
+        (workdir, "a.npz"),
+        (tmp_path / "a.npz", "b.safetensors"),
+        (tmp_path / "b.safetensors", "c.npz"),
+    ):
+        status, output, _ = mixer_jax("convert", source, tmp_path / target)
+        assert status == 0
+        assert ("logits will differ slightly" in output) == (target[0] == "b")
+    first, last = (read_checkpoint(tmp_path / x) for x in ("a.npz", "c.npz"))
+    jax.tree.map(np.testing.assert_array_equal, first, last)
+    older = golden.path / "older_layout_checkpoint.npz"
+    assert mixer_jax("convert", older, tmp_path / "new.npz")[0] == 0
+    with np.load(tmp_path / "new.npz") as file:
+        assert "stem/kernel" in file
+    from_timm = mixer_jax(
+        "convert", golden.path / "timm_mixer.safetensors", tmp_path / "t.npz"
+    )
+    assert "Give --gelu erf wherever you use it." in from_timm[1]
+
+
+def test_checkpoints(mixer_jax, monkeypatch, tmp_path):
+    monkeypatch.setenv("MIXER_JAX_CACHE", str(tmp_path))
+    path = tmp_path / "gsam" / "Mixer-S_32.npz"
+    path.parent.mkdir()
+    path.touch()
+    os.truncate(path, PUBLISHED["gsam/Mixer-S_32"].num_bytes)
+    (path.parent / "Mixer-S_16.npz").write_bytes(b"cut off")
+    status, output, _ = mixer_jax("checkpoints")
+    assert status == 0
+    rows = {x.split()[0]: x.split()[1:] for x in output.splitlines() if "/Mixer" in x}
+    assert rows.keys() == PUBLISHED.keys()
+    assert rows["imagenet1k/Mixer-L_16"] == ["L/16", "1000", "833", "71.76", "%", "no"]
+    assert rows["gsam/Mixer-S_32"] == ["S/32", "1000", "76", "-", "yes"]
+    assert rows["gsam/Mixer-S_16"][-1] == "no"
+
+
+def test_inspect(mixer_jax, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("MIXER_JAX_CACHE", str(tmp_path))  # nothing there, nor fetched
+    status, output, _ = mixer_jax("inspect", "imagenet1k/Mixer-B_16")
+    assert status == 0
+    assert "parameters  59,880,472, 59,111,472 without the head" in output
+    assert re.search(r"^stem/kernel +16 x 16 x 3 x 768 +589,824$", output, re.M)
+    assert "MixerBlock_1 to MixerBlock_11 are as MixerBlock_0." in output
+    status, output, _ = mixer_jax("inspect", run[0])
+    assert status == 0
+    assert "head        10 classes" in output
+    assert re.search(r"^head/bias +10 +10$", output, re.M)
+
+
+def test_help(mixer_jax):
+    status, output, _ = mixer_jax()
+    assert status == 0
+    for name in ("evaluate", "predict", "export", "convert", "checkpoints", "inspect"):
+        assert name in output
+    assert mixer_jax("--help")[1] == output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("inspect nowhere.npz", "FileNotFoundError: nowhere.npz: no such file"),
+        ("inspect {tmp_path}", "CheckpointError: .* is a folder without a config.json"),
+        ("evaluate {run} --dataset digit", "DatasetError: There is no dataset 'digit'"),
+        ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
+        ("evaluate {run}/final.npz", "UsageError: Name a --dataset"),
+        ("evaluate imagenet1k/Mixer-L_16", "UsageError: Name a --dataset"),
+        ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
+        ("predict {run}", "UsageError: Name images"),
+        ("predict {run} nowhere", "FileNotFoundError: nowhere: no such file"),
+        ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
+        (
+            "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
+            "UsageError: --resize is 9, but the model sees 16",
+        ),
+        ("export {run} a.pb", r"UsageError: a.pb ends in neither .stablehlo nor .onnx"),
+        ("convert {run} folder", r"UsageError: folder ends in neither .npz nor .safet"),
+        ("inspect gs://mixer_models/Mixer-X.npz", "CheckpointError: .* no such publis"),
+    ],
+)
+def test_known_errors_are_one_message(
+    mixer_jax, run, pictures, tmp_path, monkeypatch, args, message
+):
+    monkeypatch.chdir(tmp_path)
+    words = args.format(run=run[0], pictures=pictures, tmp_path=tmp_path).split()
+    status, output, messages = mixer_jax(*words)
+    assert (status, output) == (1, "")
+    assert re.match(message, messages), messages
+    assert os.listdir(tmp_path) == []
