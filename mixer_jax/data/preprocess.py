@@ -137,7 +137,8 @@ def _imdecode(encoded: np.ndarray, flags: int) -> np.ndarray:
     except cv2.error as error:  # more pixels than OpenCV takes
         raise ImageError(f"OpenCV cannot read it: {error.err}") from error
     if image is None:
-        raise ImageError("the file is damaged or not an image")
+        start = encoded[:8].tobytes()
+        raise ImageError(f"damaged or not an image: the file begins with {start!r}")
     return image
 
 
