@@ -54,6 +54,7 @@ def make_train_step(
     schedule: optax.Schedule,
     loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
     accum_steps: int = 1,
+    unroll: int = 1,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update.
 
@@ -64,6 +65,7 @@ def make_train_step(
       loss_fn: maps logits [n, num_classes] and labels [n] to losses [n].
       accum_steps: the gradient is the mean over that many equal slices of the batch,
         computed one after the other to save memory.
+      unroll: slices in the body of the loop over them; values are the same.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
@@ -95,7 +97,10 @@ def make_train_step(
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(
-            add_slice, zero, (slices, jax.random.split(rng, accum_steps))
+            add_slice,
+            zero,
+            (slices, jax.random.split(rng, accum_steps)),
+            unroll=unroll,
         )
         return jax.tree.map(lambda x: x / accum_steps, total)
 
