@@ -39,12 +39,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.pp.flip = True  # mirror every other training image
     config.pp.transfer = "uint8"  # or "float32", exact, at four times the bytes
 
+    config.pp.randaugment = (0, 0.0)  # layers and magnitude
+    # One change to all images alike (paper, figure 4): "patches" shuffles the patches,
+    # and the pixels within each; "pixels" shuffles all pixels.
+    config.pp.permute = config_dict.placeholder(str)
+
     config.seed = 0  # of the initial parameters, the data's order and augmentation
+    # Durations are given in steps, epochs of the training split or examples; the other
+    # two are 0.
     config.total_steps = 10_000
+    config.total_epochs = 0.0
+    config.total_examples = 0
     config.batch = 512  # images of an update
     config.accum_steps = 8  # slices of a batch, computed in turn to save memory
     config.batch_eval = 512
     config.prefetch = 2  # batches prepared ahead
+
+    config.loss = "softmax"  # cross-entropy; or "sigmoid"
+    config.label_smoothing = 0.0
+    config.mixup_p = 0.0  # of the Beta distribution; 0 for no mixup
+    config.head_bias_init = 0.0
 
     config.optimizer = "sgd"  # with momentum 0.9; or "adam"
     config.optim_dtype = "bfloat16"  # of the momentum; of Adam's first moment
@@ -52,8 +66,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.weight_decay = 0.0  # of kernels, decoupled, per unit of learning rate
     config.base_lr = 0.03
     config.warmup_steps = 500
+    config.warmup_epochs = 0.0
+    config.warmup_examples = 0
     config.decay_type = "cosine"  # to 0; or "linear" to linear_end; or "constant"
     config.linear_end = 1e-5
+    # Pairs (regular expression, factor): a parameter takes the learning rate times the
+    # factor of the first expression that matches its whole name; 0 freezes it. To train
+    # the head alone: (("head/.*", 1.0), (".*", 0.0)).
+    config.lr_multipliers = ()
+    config.sam_rho = 0.0  # radius of sharpness-aware minimization; 0 for none
 
     # Steps between two evaluations, checkpoints and rows of metrics.
     config.eval_every = 500
@@ -63,6 +84,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # devices that share one copy of the state
+
+    config.evals = ml_collections.ConfigDict()  # more evaluators; see add_evaluator
 
     config.model = get_model("Mixer-B_16")
     return config.lock()
@@ -86,10 +109,101 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     return model.lock()
 
 
+def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
+    """Returns what the paper's pre-training recipes share (appendix A, big_vision).
+
+    Args:
+      variant: such as "b16".
+    """
+    config = get_config()
+    config.model = get_model(f"Mixer-{variant[0].upper()}_{variant[1:]}")
+    config.batch = config.batch_eval = 4096
+    config.accum_steps = 1
+    config.total_steps = 0
+    config.warmup_steps = 10_000
+    config.loss = "sigmoid"
+    config.optimizer = "adam"
+    config.optim_dtype = "float32"
+    config.base_lr = 0.001
+    config.decay_type = "linear"
+    config.linear_end = 1e-5 * config.base_lr
+    config.pp.evaluation = "resize_small_then_central_crop"
+    config.eval_every = 5_000
+    config.checkpoint_every = 1_000
+    config.progress_every = 50
+    return config
+
+
+def add_evaluator(
+    config: ml_collections.ConfigDict, name: str, **values: object
+) -> None:
+    """Adds an evaluator to `config`, whose numbers will be called "<name>/…"."""
+    spec = ml_collections.ConfigDict()
+    # "classification" by the head, or "fewshot": a linear probe on pre_logits.
+    spec.type = "classification"
+    spec.dataset = config_dict.placeholder(str)  # None: the one trained on
+    spec.split = "test"
+    # Of a TensorFlow dataset, if not the usual one; images may have several labels.
+    spec.label_key = config_dict.placeholder(str)
+    spec.evaluation = config_dict.placeholder(str)  # None: as pp.evaluation
+    spec.resize = 0  # 0: as pp.resize
+    spec.every = 0  # steps; 0: as eval_every
+    spec.train_split = "train"  # few-shot: where the probe's examples are from
+    spec.shots = (1, 5, 10, 25)  # few-shot: the numbers of examples per class
+    with config.unlocked():
+        config.evals[name] = spec.lock()
+        config.evals[name].update(values)
+
+
+# Steps of fine-tuning: vit_jax's for CIFAR and ImageNet, the paper's for the others.
+FINETUNE_STEPS = {
+    "imagenet2012": 20_000,
+    "oxford_iiit_pet": 500,
+    "oxford_flowers102": 500,
+}
+
+
 def with_dataset(
-    config: ml_collections.ConfigDict, dataset: str
+    config: ml_collections.ConfigDict, argument: str
 ) -> ml_collections.ConfigDict:
-    """Returns `config` for another dataset, with vit_jax's number of steps for it."""
-    config.dataset = dataset
-    config.total_steps = 20_000 if dataset == "imagenet2012" else 10_000
+    """Returns `config` for another dataset, with the usual number of steps for it.
+
+    Args:
+      config: for any dataset.
+      argument: what stood behind the colon: a dataset, "smoke" or "<dataset>,smoke".
+    """
+    dataset, smoke = split_argument(argument)
+    config.dataset = dataset or config.dataset
+    config.total_steps = FINETUNE_STEPS.get(config.dataset, 10_000)
+    config.warmup_steps = min(500, config.total_steps // 5)
+    return shrink(config) if smoke else config
+
+
+def split_argument(argument: str) -> tuple[str, bool]:
+    """Tells whether what stood behind the colon has ",smoke", and what else it is."""
+    pieces = argument.split(",")
+    return ",".join(p for p in pieces if p != "smoke"), "smoke" in pieces
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config` as a run of seconds on a CPU: two small blocks on digits."""
+    config.pretrained_dir = ""
+    config.dataset = "digits"
+    config.pp.train = config.pp.test = "test[:64]"
+    config.pp.crop = 2 * config.model.patches.size[0]
+    config.pp.resize = config.pp.crop + 2
+    config.model.num_blocks = 2
+    config.model.hidden_dim = 16
+    config.model.tokens_mlp_dim = 8
+    config.model.channels_mlp_dim = 32
+    config.batch = config.batch_eval = 16
+    config.accum_steps = min(config.accum_steps, 2)
+    config.total_steps, config.total_epochs, config.total_examples = 4, 0.0, 0
+    config.warmup_steps, config.warmup_epochs, config.warmup_examples = 1, 0.0, 0
+    config.eval_every = config.checkpoint_every = 2
+    config.progress_every = 1
+    for name in config.evals:
+        spec = config.evals[name]
+        spec.dataset = spec.label_key = None
+        spec.split, spec.train_split, spec.every = "test[64:128]", "train", 0
     return config

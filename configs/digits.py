@@ -8,8 +8,8 @@ import ml_collections
 from configs import common
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the config."""
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """Returns the config; the argument "smoke" shrinks it."""
     config = common.get_config()
     config.dataset = "digits"
     config.pp.crop = 16
@@ -34,4 +34,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every = 200
     config.checkpoint_every = 200
     config.progress_every = 50
-    return config
+    return common.shrink(config) if argument == "smoke" else config

@@ -71,7 +71,7 @@ def train_batches(
             if image is not None:
                 return {
                     "image": transform(image, rng),
-                    "label": np.int32(example.label),
+                    "label": np.asarray(example.label, np.int32),
                 }
             example = source[int(rng.integers(len(source)))]
         raise ImageError(
@@ -95,6 +95,7 @@ def eval_batches(
     transform: EvalTransform,
     *,
     batch_size: int,
+    num_classes: int | None = None,
     prefetch: int = 2,
     process_index: int = 0,
     process_count: int = 1,
@@ -102,19 +103,22 @@ def eval_batches(
     """Gives this process's rows of every example, once and in order.
 
     All batches have the same size: the last one is padded, and padding, like an image
-    that cannot be read (which is reported), has mask 0.
+    that cannot be read (which is reported) or has no label, has mask 0.
 
     Args:
       source: the examples.
       transform: from an image to what the model sees.
       batch_size: examples of a whole batch, over all processes.
+      num_classes: given where an image has several labels, which then become 1 for each
+        and 0 elsewhere.
       prefetch: how many batches to prepare ahead.
       process_index: this process gets the process_index-th equal part of each batch.
       process_count: number of processes.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows]
-      and `mask` float32 [rows].
+      and `mask` float32 [rows]; with num_classes `label` is float32
+      [rows, num_classes].
 
     Raises:
       ValueError: process_count does not divide batch_size.
@@ -123,15 +127,23 @@ def eval_batches(
     blank = transform(np.zeros((transform.crop, transform.crop, 3), np.uint8)) * 0
 
     def prepare(i: int) -> dict[str, Any]:
-        image, label = None, 0
+        image: np.ndarray | None = None
+        label: int | tuple[int, ...] = () if num_classes else 0
         if i < len(source):
             example = source[i]
             image, label = unreadable.decode_or_none(example), example.label
         return {
             "image": blank if image is None else transform(image),
-            "label": np.int32(label),
-            "mask": np.float32(image is not None),
+            "label": label_row(label),
+            "mask": np.float32(image is not None and label != ()),
         }
+
+    def label_row(label: int | tuple[int, ...]) -> np.ndarray:
+        if num_classes is None:
+            return np.asarray(label, np.int32)
+        row = np.zeros(num_classes, np.float32)
+        row[np.asarray(label, int)] = 1
+        return row
 
     num_batches = -(-len(source) // batch_size)
     stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)

@@ -6,15 +6,21 @@ Images are RGB, [height, width, 3], and stay in 0..255 until they are on the dev
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
+from mixer_jax.data.randaugment import randaugment
+
 cv2.setNumThreads(0)  # the pipeline already reads several images at once
 
 TRANSFERS = ("uint8", "float32")
 EVALUATIONS = ("resize", "resize_then_central_crop", "resize_small_then_central_crop")
+
+
+Permute = Callable[[np.ndarray], np.ndarray]
 
 
 class ImageError(ValueError):
@@ -148,20 +154,27 @@ def sample_inception_crop(
     return 0, 0, height, width
 
 
-def to_transfer(image: np.ndarray, transfer: str) -> np.ndarray:
+def to_transfer(
+    image: np.ndarray, transfer: str, permute: Permute | None = None
+) -> np.ndarray:
     """Makes float32 in 0..255 what crosses to the device.
 
     Args:
       image: float32 [h, w, 3].
       transfer: "uint8" rounds to the nearest level, a quarter of the bytes;
         "float32" sends the original's exact values, already in [-1, 1].
+      permute: changes the image first.
     """
+    if permute:
+        image = permute(image)
     return np.rint(image).astype(np.uint8) if transfer == "uint8" else scale(image)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, resize, random flip as vit_jax trains.
+    """Random crop, resize, random flip, RandAugment, in this order.
+
+    vit_jax fine-tunes with the first three, big_vision pre-trains with all.
 
     Attributes:
       crop: side of the result, in pixels.
@@ -169,6 +182,9 @@ class TrainTransform:
       aspect_range: see `sample_inception_crop`.
       flip: whether to mirror left-right every other image.
       transfer: see `to_transfer`.
+      randaugment: (layers, magnitude), see `mixer_jax.data.randaugment`; no layers for
+        none.
+      permute: a last change to all images alike, see `mixer_jax.data.permute`.
     """
 
     crop: int
@@ -176,6 +192,8 @@ class TrainTransform:
     aspect_range: tuple[float, float] = (0.75, 1.33)
     flip: bool = True
     transfer: str = "uint8"
+    randaugment: tuple[int, float] = (0, 0.0)
+    permute: Permute | None = None
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns [crop, crop, 3] for uint8 [h, w, 3]."""
@@ -187,7 +205,11 @@ class TrainTransform:
         image = resize(image, self.crop, self.crop)
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
-        return to_transfer(image, self.transfer)
+        layers, magnitude = self.randaugment
+        if layers:
+            levels = np.rint(image).astype(np.uint8)
+            image = randaugment(levels, rng, layers, magnitude).astype(np.float32)
+        return to_transfer(image, self.transfer, self.permute)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +224,14 @@ class EvalTransform:
         (paper, big_vision).
       resize: see evaluation; in pixels.
       transfer: see `to_transfer`.
+      permute: see TrainTransform.
     """
 
     crop: int
     evaluation: str = "resize"
     resize: int = 256
     transfer: str = "uint8"
+    permute: Permute | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Returns [crop, crop, 3] for uint8 [h, w, 3]."""
@@ -217,4 +241,4 @@ class EvalTransform:
             image = central_crop(resize(image, self.resize, self.resize), self.crop)
         else:
             image = central_crop(resize_small(image, self.resize), self.crop)
-        return to_transfer(image, self.transfer)
+        return to_transfer(image, self.transfer, self.permute)

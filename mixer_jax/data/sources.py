@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,12 +40,13 @@ class Example(NamedTuple):
 
     Attributes:
       image: the encoded file, or uint8 [height, width, 3].
-      label: index into the dataset's class names.
+      label: index into the dataset's class names; a tuple of them in a dataset whose
+        images have several.
       name: what to call the example in a message.
     """
 
     image: bytes | np.ndarray
-    label: int
+    label: int | tuple[int, ...]
     name: str
 
 
@@ -76,7 +77,11 @@ class Dataset(Protocol):
 
 
 def open_dataset(
-    name: str, *, data_dir: str | None = None, manual_dir: str | None = None
+    name: str,
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    label_key: str | None = None,
 ) -> Dataset:
     """Opens the dataset called `name`.
 
@@ -85,6 +90,8 @@ def open_dataset(
         any name that TensorFlow Datasets knows, such as "cifar10".
       data_dir: where TensorFlow Datasets keeps prepared datasets.
       manual_dir: where it finds files that one must download by hand.
+      label_key: which of a TensorFlow dataset's features is the label, if not the usual
+        one; "real_label" of imagenet2012_real, for one, of which an image has several.
 
     Raises:
       DatasetError: there is no such dataset, or it cannot be read.
@@ -101,7 +108,39 @@ def open_dataset(
             f"There is no folder or .csv/.tsv file {name!r}. Expected a folder with "
             "train/<class>/<image> and test/<class>/<image>."
         )
-    return _TfdsDataset(name, data_dir, manual_dir)
+    return _TfdsDataset(name, data_dir, manual_dir, label_key)
+
+
+def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
+    """Returns the first `count` examples of each class, or all of a smaller class.
+
+    Where the labels are not in memory, examples are read until the classes are full.
+    """
+    labels = getattr(source, "labels", None)
+    wanted, indices = dict.fromkeys(range(num_classes), count), []
+    for i in range(len(source)):
+        label = source[i].label if labels is None else int(labels[i])
+        assert isinstance(label, int), "one label for each image"
+        if wanted.get(label, 0):
+            wanted[label] -= 1
+            indices.append(i)
+            if not any(wanted.values()):
+                break
+    return _Subset(source, indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subset:
+    """Some examples of a source."""
+
+    source: Source
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.source[self.indices[index]]
 
 
 def default_splits(name: str) -> tuple[str, str]:
@@ -356,9 +395,10 @@ class _TfdsSource:
 
     def __getitem__(self, index: int, /) -> Example:
         record = self.records[index]
+        label = record[self.label_key]
         return Example(
             record[self.image_key],
-            int(record[self.label_key]),
+            int(label) if np.ndim(label) == 0 else tuple(int(x) for x in label),
             f"{self.name}, example {index}",
         )
 
@@ -369,7 +409,13 @@ class _TfdsDataset:
     TensorFlow is needed to download and prepare one, once; reading needs none.
     """
 
-    def __init__(self, name: str, data_dir: str | None, manual_dir: str | None):
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        manual_dir: str | None,
+        label_key: str | None,
+    ):
         import tensorflow_datasets as tfds  # half a second, and only here
 
         self.name = name
@@ -387,7 +433,7 @@ class _TfdsDataset:
             if importlib.util.find_spec("tensorflow") is None:
                 raise DatasetError(_needs_tensorflow(name, self._builder.data_dir))
             self._prepare(manual_dir)
-        self._image_key, self._label_key = self._find_keys()
+        self._image_key, self._label_key = self._find_keys(label_key)
 
     def _prepare(self, manual_dir: str | None) -> None:
         import tensorflow as tf
@@ -399,24 +445,23 @@ class _TfdsDataset:
             download_config=self._tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
 
-    def _find_keys(self) -> tuple[str, str]:
+    def _find_keys(self, label_key: str | None) -> tuple[str, str]:
         """Names the image and label features: the supervised pair, or the only two."""
         info, features = self._builder.info, self._tfds.features
         images = [k for k, v in info.features.items() if isinstance(v, features.Image)]
-        labels = [
-            k for k, v in info.features.items() if isinstance(v, features.ClassLabel)
-        ]
-        image, label = info.supervised_keys or (images + labels)
+        labels = [k for k, v in info.features.items() if hasattr(_scalar(v), "names")]
+        image, label = info.supervised_keys or (*images[:1], *labels[:1], "", "")[:2]
+        label = label_key or label
         if image not in images or label not in labels:
             raise DatasetError(
-                f"{self.name} is not an image classification dataset: it has "
-                f"{dict(info.features.items())}."
+                f"{self.name} has no image with a class {label_key or ''}: its "
+                f"features are {dict(info.features.items())}."
             )
         return image, label
 
     @property
     def class_names(self) -> Sequence[str]:
-        return self._builder.info.features[self._label_key].names
+        return _scalar(self._builder.info.features[self._label_key]).names
 
     def split(self, expression: str) -> Source:
         decoders = {self._image_key: self._tfds.decode.SkipDecoding()}
@@ -436,6 +481,11 @@ class _TfdsDataset:
         return _TfdsSource(
             f"{self.name} {expression}", records, self._image_key, self._label_key
         )
+
+
+def _scalar(feature: Any) -> Any:
+    """The feature of which `feature` is a sequence, if it is one."""
+    return getattr(feature, "feature", feature)
 
 
 def _unknown_dataset(name: str, known: list[str]) -> str:

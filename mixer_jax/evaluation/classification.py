@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,18 +33,18 @@ def evaluate(
       batches: on the devices, of `image`, `label` and `mask`.
 
     Returns:
-      `top1` and `top5` as fractions, the mean `loss`, and `count`, the examples that
-      were scored.
+      `top1` and, of more than five classes, `top5` as fractions, the mean `loss`, and
+      `count`, the examples that were scored.
 
     Raises:
       DatasetError: there was nothing to score.
     """
-    totals = {"top1": 0.0, "top5": 0.0, "loss": 0.0, "count": 0.0}
+    totals: Counter[str] = Counter()
     running: Metrics | None = None
 
     def collect(sums: Metrics | None) -> None:
         for name, value in jax.device_get(sums or {}).items():
-            totals[name] += float(value)
+            totals[name] += value.item()
 
     for batch in batches:
         sums = eval_step(params, batch)
@@ -53,7 +54,8 @@ def evaluate(
     count = totals["count"]
     if count == 0:
         raise DatasetError("None of the examples to evaluate on could be read.")
-    return {name: value / count for name, value in totals.items()} | {"count": count}
+    names = [name for name in ("top1", "top5", "loss") if name in totals]
+    return {name: totals[name] / count for name in names} | {"count": count}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,21 +119,29 @@ def evaluate_dataset(
       batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
-      the report; its loss is softmax cross-entropy.
+      the report; its loss is the run's, softmax cross-entropy where there was no run.
 
     Raises:
       CheckpointError: the model has no head.
-      DatasetError: the split is not there, has classes that the model has not, or no
-        image that can be read.
+      DatasetError: the split is not there, has classes that the model has not, several
+        labels for an image, or no image that can be read.
     """
     if not loaded.model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
     names, labels = _match_classes(loaded, dataset.class_names)
-    source: Source = _Relabelled(dataset.split(split), labels)
+    source = dataset.split(split)
+    if isinstance(source[0].label, tuple):
+        raise DatasetError(
+            "Images of this dataset have several labels. Evaluate them in a run: see "
+            "add_evaluator in configs/common.py."
+        )
+    source = _Relabelled(source, labels)
+    sigmoid = (loaded.config or {}).get("loss") == "sigmoid"
+    loss_fn = losses.sigmoid_cross_entropy if sigmoid else losses.softmax_cross_entropy
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params, sharding.replicated(mesh))
-    step = jax.jit(make_report_step(loaded.model, losses.softmax_cross_entropy))
+    step = jax.jit(make_report_step(loaded.model, loss_fn))
     rows = eval_batches(source, transform or loaded.transform, batch_size=batch_size)
     kept: list[tuple[jax.Array, ...]] = []
 

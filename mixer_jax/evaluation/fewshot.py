@@ -3,13 +3,35 @@
 As in the paper (section 3) and in big_vision's `fewshot_lsr`, but in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mixer_jax.training.step import Batch
+
 # Of the constant feature: so large that the bias is hardly regularised.
 BIAS_SCALE = 100.0
+
+
+def extract_features(
+    feature_step: Callable[[Any, Batch], Batch], params: Any, batches: Iterable[Batch]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns pre_logits float32 [examples, dim] and labels int [examples].
+
+    Args:
+      feature_step: see `mixer_jax.training.step.make_feature_step`.
+      params: the parameters.
+      batches: on the devices, of `image`, `label` and `mask`.
+    """
+    rows = [jax.device_get(feature_step(params, batch)) for batch in batches]
+    features, labels, mask = (
+        np.concatenate([row[key] for row in rows])
+        for key in ("feature", "label", "mask")
+    )
+    return features[mask > 0], labels[mask > 0]
 
 
 def fewshot_accuracies(

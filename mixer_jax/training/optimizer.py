@@ -1,5 +1,7 @@
 """Learning-rate schedules and optimizers, from Optax."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,6 +59,7 @@ def create_optimizer(
     grad_norm_clip: float | None = 1.0,
     optim_dtype: str = "bfloat16",
     weight_decay: float = 0.0,
+    lr_multipliers: Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformation:
     """Returns the optimizer.
 
@@ -69,9 +72,15 @@ def create_optimizer(
       weight_decay: of kernels, decoupled: a step subtracts
         learning rate * weight_decay * kernel. big_vision's figure is this one times
         its base learning rate.
+      lr_multipliers: pairs of a regular expression and a factor. A parameter whose
+        whole name, such as "MixerBlock_0/LayerNorm_0/scale", the expression matches
+        takes the learning rate times that of the first such pair. Factor 0 freezes:
+        such parameters have no optimizer state, and do not count in the gradient's
+        norm.
 
     Raises:
-      ValueError: there is no optimizer of that name.
+      ValueError: there is no optimizer of that name; or, from its init, an expression
+        matches no parameter.
     """
     if name == "sgd":
         scale = optax.trace(decay=0.9, accumulator_dtype=optim_dtype)
@@ -86,7 +95,49 @@ def create_optimizer(
         optax.add_decayed_weights(weight_decay, _is_kernel) if weight_decay else None
     )
     steps = [clip, scale, decay, optax.scale_by_learning_rate(schedule)]
-    return optax.chain(*(step for step in steps if step is not None))
+    tx = optax.chain(*(step for step in steps if step is not None))
+    if not lr_multipliers:
+        return tx
+
+    def factors(params: Any) -> Any:
+        return _match(lr_multipliers, params)
+
+    def trained(params: Any) -> Any:
+        return jax.tree.map(lambda factor: factor != 0, factors(params))
+
+    def frozen(params: Any) -> Any:
+        return jax.tree.map(lambda factor: factor == 0, factors(params))
+
+    multiply = optax.stateless(
+        lambda updates, params: jax.tree.map(
+            lambda update, factor: update * factor, updates, factors(params)
+        )
+    )
+    return optax.chain(
+        optax.masked(tx, trained), optax.masked(optax.set_to_zero(), frozen), multiply
+    )
+
+
+def _match(lr_multipliers: Sequence[tuple[str, float]], params: Any) -> Any:
+    """The tree of each parameter's factor."""
+    unused = {pattern for pattern, _ in lr_multipliers}
+
+    def factor(path: Any, param: Any) -> float:
+        del param
+        name = "/".join(key.key for key in path)
+        for pattern, value in lr_multipliers:
+            if re.fullmatch(pattern, name):
+                unused.discard(pattern)
+                return value
+        return 1.0
+
+    tree = jax.tree_util.tree_map_with_path(factor, params)
+    if unused:
+        raise ValueError(
+            f"lr_multipliers: {', '.join(sorted(unused))} decides for no parameter. "
+            "Names are such as 'head/kernel'; the first pattern that matches decides."
+        )
+    return tree
 
 
 def _is_kernel(params: Any) -> Any:

@@ -10,8 +10,11 @@ import optax
 
 from mixer_jax.data.preprocess import scale
 from mixer_jax.model import MlpMixer
+from mixer_jax.training.losses import smooth_labels
+from mixer_jax.training.mixup import mixup
 
 Batch = dict[str, jax.Array]
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -34,6 +37,7 @@ def init_state(
     tx: optax.GradientTransformation,
     rng: jax.Array,
     image_shape: tuple[int, int, int],
+    head_bias_init: float = 0.0,
 ) -> TrainState:
     """Returns the state before the first update.
 
@@ -42,9 +46,13 @@ def init_state(
       tx: the optimizer.
       rng: key of the parameters' initial values.
       image_shape: (height, width, channels).
+      head_bias_init: initial value of the head's bias. With the sigmoid loss about
+        -log(number of classes), so that all classes start out improbable (big_vision).
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     params = model.init(rng, images, train=False)["params"]
+    if model.num_classes:
+        params["head"]["bias"] += head_bias_init
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
@@ -52,8 +60,12 @@ def make_train_step(
     model: MlpMixer,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
-    loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    loss_fn: LossFn,
+    *,
     accum_steps: int = 1,
+    label_smoothing: float = 0.0,
+    mixup_p: float = 0.0,
+    sam_rho: float = 0.0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update.
 
@@ -61,15 +73,30 @@ def make_train_step(
       model: the model.
       tx: the optimizer.
       schedule: tx's learning rate, to report it.
-      loss_fn: maps logits [n, num_classes] and labels [n] to losses [n].
+      loss_fn: see `mixer_jax.training.losses`.
       accum_steps: the gradient is the mean over that many equal slices of the batch,
         computed one after the other to save memory.
+      label_smoothing: see `mixer_jax.training.losses.smooth_labels`.
+      mixup_p: see `mixer_jax.training.mixup`; 0 for none.
+      sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
+        (sharpness-aware minimization, https://arxiv.org/abs/2010.01412, equation 2);
+        0 for none.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
-      returns the next state and the metrics `loss`, `grad_norm` (before clipping) and
-      `learning_rate`.
+      returns the next state and the metrics `loss`, `grad_norm` (before clipping),
+      `param_norm` (before the update) and `learning_rate`.
     """
+
+    def augment(batch: Batch, rng: jax.Array) -> Batch:
+        images, labels = batch["image"], batch["label"]
+        if label_smoothing or mixup_p:
+            assert model.num_classes, "a model without a head cannot be trained"
+            labels = jax.nn.one_hot(labels, model.num_classes)
+            labels = smooth_labels(labels, label_smoothing)
+        if mixup_p:
+            images, labels = mixup(rng, to_model_input(images), labels, mixup_p)
+        return {"image": images, "label": labels}
 
     def mean_loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
         logits: Any = model.apply(
@@ -80,7 +107,12 @@ def make_train_step(
         )
         return jnp.mean(loss_fn(logits, batch["label"]))
 
-    def accumulate(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_and_grads(
+        params: Any, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        if accum_steps == 1:
+            return jax.value_and_grad(mean_loss)(params, batch, rng)
+
         # Slice k takes rows k, k + accum_steps, … : of each device as many, so that no
         # row changes device.
         slices = jax.tree.map(
@@ -102,16 +134,19 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(rng, state.step)
-        if accum_steps == 1:
-            loss, grads = jax.value_and_grad(mean_loss)(state.params, batch, rng)
-        else:
-            loss, grads = accumulate(state.params, batch, rng)
+        rng, augment_rng = jax.random.split(jax.random.fold_in(rng, state.step))
+        batch = augment(batch, augment_rng)
+        loss, grads = loss_and_grads(state.params, batch, rng)
+        if sam_rho:
+            radius = sam_rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
+            worse = jax.tree.map(lambda p, g: p + radius * g, state.params, grads)
+            _, grads = loss_and_grads(worse, batch, rng)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(state.params),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -119,13 +154,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    model: MlpMixer, loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], Metrics]:
     """Returns the function that scores one batch.
 
     It maps parameters and a batch of `image`, `label` and `mask` to sums over the rows
-    whose mask is 1: `top1`, `top5` (0 with at most five classes), `loss`, `count`.
+    whose mask is 1: `top1`, `top5` (of more than five classes), `loss`, `count`.
+    Labels are classes, integer [batch], or where an image has several, 1 for each and 0
+    elsewhere, [batch, num_classes]: any of them is right, and the loss is that of their
+    uniform mixture.
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
@@ -133,17 +169,41 @@ def make_eval_step(
         logits: Any = model.apply(
             {"params": params}, to_model_input(images), train=False
         )
+        if labels.ndim == 1:
+            own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        else:
+            own = jnp.max(
+                logits, axis=-1, keepdims=True, where=labels > 0, initial=-jnp.inf
+            )
+            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
         # Rank of the label's logit; ties count against the model.
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         rank = jnp.sum(logits >= own, axis=-1)
-        return {
-            "top1": jnp.sum((rank <= 1) * mask),
-            "top5": jnp.sum((rank <= 5) * mask) * (logits.shape[-1] > 5),
-            "loss": jnp.sum(loss_fn(logits, labels) * mask),
-            "count": jnp.sum(mask),
-        }
+        sums = {"top1": jnp.sum((rank <= 1) * mask)}
+        if logits.shape[-1] > 5:
+            sums["top5"] = jnp.sum((rank <= 5) * mask)
+        sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
+        sums["count"] = jnp.sum(mask)
+        return sums
 
     return eval_step
+
+
+def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:
+    """Returns the function that adds pre_logits, as `feature`, to a batch.
+
+    It maps parameters and a batch with `image` to the batch with `feature`
+    [batch, hidden_dim] in its place.
+    """
+
+    def feature_step(params: Any, batch: Batch) -> Batch:
+        images = to_model_input(batch["image"])
+        _, state = model.apply(
+            {"params": params}, images, train=False, mutable=["intermediates"]
+        )
+        others = {key: value for key, value in batch.items() if key != "image"}
+        return others | {"feature": state["intermediates"]["pre_logits"][0]}
+
+    return feature_step
 
 
 def to_model_input(images: jax.Array) -> jax.Array:

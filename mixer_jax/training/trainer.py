@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mixer_jax.data import pipeline, preprocess, sources
+from mixer_jax.data.permute import permute_patches, permute_pixels
 from mixer_jax.evaluation.classification import evaluate
+from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
 from mixer_jax.model import MlpMixer, Patches
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.checkpointing import Checkpoints
@@ -40,12 +43,21 @@ from mixer_jax.training.step import (
     TrainState,
     init_state,
     make_eval_step,
+    make_feature_step,
     make_train_step,
 )
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
+
+PERMUTATIONS = ("patches", "pixels")
+PERMUTE_SEED = 0  # one permutation for all runs, whatever their seed
+
+LOSSES = {
+    "softmax": losses.softmax_cross_entropy,
+    "sigmoid": losses.sigmoid_cross_entropy,
+}
 
 Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
 
@@ -72,7 +84,7 @@ def train_and_evaluate(
       workdir: folder for checkpoints, metrics, logs and the result; made if needed.
 
     Returns:
-      the last evaluation: `top1`, `top5`, `loss` and `count`.
+      the last evaluation of the test split: `top1`, `top5`, `loss` and `count`.
 
     Raises:
       ConfigError: the config contradicts itself or the one in the workdir.
@@ -85,6 +97,7 @@ def train_and_evaluate(
     workdir = pathlib.Path(workdir).expanduser().absolute()
     check_config(config)
     _check_workdir(config, workdir)
+    saved_config = _as_json(config)
     workdir.mkdir(parents=True, exist_ok=True)
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -93,6 +106,7 @@ def train_and_evaluate(
         mesh = sharding.create_mesh(config.mesh.fsdp)
         stack.enter_context(jax.set_mesh(mesh))
         data = open_data(config)
+        config = in_steps(config, len(data.train_source))
         program = build_program(config, mesh, len(data.class_names))
         init_rng, rng = jax.random.split(jax.random.key(config.seed))
         rng = jax.device_put(rng, sharding.replicated(mesh))
@@ -109,7 +123,8 @@ def train_and_evaluate(
         else:
             state = _initial_state(config, program, init_rng)
         _describe(config, mesh, state)
-        _write_workdir(config, data.class_names, workdir)
+        _write_workdir(saved_config, data.class_names, workdir)
+        evaluators = open_evaluators(config, data, program, mesh)
 
         progress = Progress(start_step, config.total_steps, config.batch, is_main)
         stack.enter_context(contextlib.closing(progress))
@@ -119,15 +134,16 @@ def train_and_evaluate(
         train_batches = data.train_batches(start_step)
         stack.enter_context(contextlib.closing(train_batches))
 
-        step, results = start_step, {}
+        step = start_step
+        results: dict[str, dict[str, float]] = {}
         while True:
             is_last = step == config.total_steps
-            if is_last or (step > start_step and step % config.eval_every == 0):
-                reader.flush()
-                with progress.paused(), contextlib.closing(data.eval_batches()) as rows:
-                    batches = (sharding.shard_batch(mesh, batch) for batch in rows)
-                    results = evaluate(program.eval_step, state.params, batches)
-                _report_evaluation(step, results, len(data.class_names), writer)
+            for evaluator in evaluators:
+                if is_last or (step > start_step and step % evaluator.every == 0):
+                    reader.flush()
+                    with progress.paused():
+                        results[evaluator.name] = evaluator.run(state.params)
+                    _report_evaluation(step, evaluator, results, writer)
             stopping = stop_requested() or checkpoints.reached_preemption(step)
             due = is_last or stopping or step % config.checkpoint_every == 0
             if due and step > start_step:
@@ -153,7 +169,7 @@ def train_and_evaluate(
             _save_params(final, state.params, mesh)
         secs = time.monotonic() - start_time
         logger.info("Done in %.0f s. The parameters are in %s", secs, final)
-        return results
+        return results["test"]
 
 
 # --- What a run is made of ---
@@ -192,20 +208,6 @@ class Data:
             process_count=jax.process_count(),
         )
 
-    def eval_batches(self) -> Any:
-        """Returns this process's rows of the whole test split."""
-        # A split smaller than a batch is not padded to a whole one.
-        devices = jax.device_count()
-        smallest = -(-len(self.test_source) // devices) * devices
-        return pipeline.eval_batches(
-            self.test_source,
-            self.eval_transform,
-            batch_size=min(self.config.batch_eval, smallest),
-            prefetch=self.config.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
 
 def open_data(config: Config) -> Data:
     """Returns the data that `config` describes.
@@ -221,6 +223,13 @@ def open_data(config: Config) -> Data:
     train_default, test_default = sources.default_splits(config.dataset)
     train_split = config.pp.train or train_default
     test_split = config.pp.test or test_default
+    permute = None
+    if config.pp.permute == "patches":
+        permute = functools.partial(
+            permute_patches, patch_size=config.model.patches.size, seed=PERMUTE_SEED
+        )
+    elif config.pp.permute == "pixels":
+        permute = functools.partial(permute_pixels, seed=PERMUTE_SEED)
     data = Data(
         config,
         list(dataset.class_names),
@@ -232,9 +241,15 @@ def open_data(config: Config) -> Data:
             config.pp.aspect_range,
             config.pp.flip,
             config.pp.transfer,
+            config.pp.randaugment,
+            permute,
         ),
         preprocess.EvalTransform(
-            config.pp.crop, config.pp.evaluation, config.pp.resize, config.pp.transfer
+            config.pp.crop,
+            config.pp.evaluation,
+            config.pp.resize,
+            config.pp.transfer,
+            permute,
         ),
     )
     logger.info(
@@ -249,6 +264,142 @@ def open_data(config: Config) -> Data:
     return data
 
 
+def in_steps(config: Config, num_examples: int) -> Config:
+    """Returns `config` with total_steps and warmup_steps set.
+
+    Each may be given in steps, epochs or examples instead.
+
+    Args:
+      config: of the run.
+      num_examples: of the training split, an epoch.
+
+    Raises:
+      ConfigError: a duration is given twice, or the run has none.
+    """
+    config = ml_collections.ConfigDict(config)
+    for name in ("total", "warmup"):
+        images = {"steps": config.batch, "epochs": num_examples, "examples": 1}
+        given = {
+            f"{name}_{unit}": (config[f"{name}_{unit}"], size)
+            for unit, size in images.items()
+            if config[f"{name}_{unit}"]
+        }
+        if len(given) > 1:
+            raise ConfigError(
+                f"{' and '.join(f'{k} {v}' for k, (v, _) in given.items())}: give one "
+                "of them, and set the others to 0."
+            )
+        steps = [round(value * size / config.batch) for value, size in given.values()]
+        config[f"{name}_steps"] = sum(steps)
+    if config.total_steps < 1:
+        raise ConfigError("The run has no steps: give total_steps or total_epochs.")
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """One way to score parameters during a run.
+
+    Attributes:
+      name: of the numbers, as in "test/top1".
+      every: steps between two evaluations.
+      run: maps the parameters to numbers by name.
+    """
+
+    name: str
+    every: int
+    run: Callable[[Any], dict[str, float]]
+
+
+def open_evaluators(
+    config: Config, data: Data, program: "Program", mesh: Mesh
+) -> list[Evaluator]:
+    """Returns the evaluator of the test split, and those that config.evals adds.
+
+    Raises:
+      ConfigError: an evaluator cannot be.
+      DatasetError: its dataset or split is not there, or not as expected.
+    """
+    num_classes = len(data.class_names)
+
+    def batches(
+        source: sources.Source, transform: preprocess.EvalTransform, several: int | None
+    ) -> Iterator[dict[str, jax.Array]]:
+        # A split smaller than a batch is not padded to a whole one.
+        smallest = -(-len(source) // mesh.size) * mesh.size
+        rows = pipeline.eval_batches(
+            source,
+            transform,
+            batch_size=min(config.batch_eval, smallest),
+            num_classes=several,
+            prefetch=config.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(rows):
+            yield from (sharding.shard_batch(mesh, batch) for batch in rows)
+
+    def classify(
+        source: sources.Source,
+        transform: preprocess.EvalTransform,
+        several: int | None,
+        params: Any,
+    ) -> dict[str, float]:
+        return evaluate(program.eval_step, params, batches(source, transform, several))
+
+    def probe(
+        train: sources.Source,
+        test: sources.Source,
+        classes: int,
+        shots: Sequence[int],
+        transform: preprocess.EvalTransform,
+        params: Any,
+    ) -> dict[str, float]:
+        train_features, test_features = (
+            extract_features(program.feature_step, params, batches(x, transform, None))
+            for x in (train, test)
+        )
+        accuracies = fewshot_accuracies(*train_features, *test_features, classes, shots)
+        return {f"{shot}shot": accuracy for shot, accuracy in accuracies.items()}
+
+    test = functools.partial(classify, data.test_source, data.eval_transform, None)
+    evaluators = [Evaluator("test", config.eval_every, test)]
+    for name, spec in config.evals.items():
+        dataset = sources.open_dataset(
+            spec.dataset or config.dataset,
+            data_dir=config.tfds_data_dir,
+            manual_dir=config.tfds_manual_dir,
+            label_key=spec.label_key,
+        )
+        transform = dataclasses.replace(
+            data.eval_transform,
+            evaluation=spec.evaluation or config.pp.evaluation,
+            resize=spec.resize or config.pp.resize,
+        )
+        source, classes = dataset.split(spec.split), len(dataset.class_names)
+        if spec.type == "fewshot":
+            train = dataset.split(spec.train_split)
+            train = sources.first_of_each_class(train, classes, max(spec.shots))
+            run = functools.partial(
+                probe, train, source, classes, spec.shots, transform
+            )
+        elif spec.type != "classification":
+            raise ConfigError(
+                f"evals.{name}.type is {spec.type!r}; expected classification or "
+                "fewshot."
+            )
+        elif classes != num_classes:
+            raise ConfigError(
+                f"evals.{name} has {classes} classes, and the run {num_classes}: the "
+                "head cannot be scored there. Take type fewshot, or another dataset."
+            )
+        else:
+            several = classes if isinstance(source[0].label, tuple) else None
+            run = functools.partial(classify, source, transform, several)
+        evaluators.append(Evaluator(name, spec.every or config.eval_every, run))
+    return evaluators
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What a config computes on a mesh, compiled when first called.
@@ -257,12 +408,14 @@ class Program:
       init: makes the state before the first step, from a key.
       train_step: see `mixer_jax.training.step.make_train_step`; donates the state.
       eval_step: see `mixer_jax.training.step.make_eval_step`.
+      feature_step: see `mixer_jax.training.step.make_feature_step`.
       abstract_state: shapes, dtypes and shardings of the state.
     """
 
     init: Callable[[jax.Array], TrainState]
     train_step: Any
     eval_step: Any
+    feature_step: Any
     abstract_state: TrainState
 
 
@@ -290,10 +443,16 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
         grad_norm_clip=config.grad_norm_clip,
         optim_dtype=config.optim_dtype,
         weight_decay=config.weight_decay,
+        lr_multipliers=config.lr_multipliers,
     )
-    loss_fn = losses.softmax_cross_entropy
-    image_shape = (config.pp.crop, config.pp.crop, 3)
-    init = functools.partial(init_state, model, tx, image_shape=image_shape)
+    loss_fn = LOSSES[config.loss]
+    init = functools.partial(
+        init_state,
+        model,
+        tx,
+        image_shape=(config.pp.crop, config.pp.crop, 3),
+        head_bias_init=config.head_bias_init,
+    )
     try:
         abstract_state = jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:  # the model says what does not fit
@@ -304,13 +463,27 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     return Program(
         init=jax.jit(init, out_shardings=on_state),
         train_step=jax.jit(
-            make_train_step(model, tx, schedule, loss_fn, config.accum_steps),
+            make_train_step(
+                model,
+                tx,
+                schedule,
+                loss_fn,
+                accum_steps=config.accum_steps,
+                label_smoothing=config.label_smoothing,
+                mixup_p=config.mixup_p,
+                sam_rho=config.sam_rho,
+            ),
             in_shardings=(on_state, on_batch, everywhere),
             out_shardings=(on_state, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
             make_eval_step(model, loss_fn),
+            in_shardings=(on_state.params, on_batch),
+            out_shardings=everywhere,
+        ),
+        feature_step=jax.jit(
+            make_feature_step(model),
             in_shardings=(on_state.params, on_batch),
             out_shardings=everywhere,
         ),
@@ -394,20 +567,22 @@ class _MetricsReader:
 
 
 def _report_evaluation(
-    step: int, results: dict[str, float], num_classes: int, writer: MetricsWriter
+    step: int,
+    evaluator: Evaluator,
+    results: dict[str, dict[str, float]],
+    writer: MetricsWriter,
 ) -> None:
-    if num_classes <= 5:
-        del results["top5"]
-    top5 = f"top-5 {100 * results['top5']:.2f} %, " if "top5" in results else ""
-    logger.info(
-        "step %d  test: top-1 %.2f %%, %sloss %.4f, on %s images",
-        step,
-        100 * results["top1"],
-        top5,
-        results["loss"],
-        f"{results['count']:,.0f}",
-    )
-    writer.write(step, {f"test/{name}": value for name, value in results.items()})
+    numbers = results[evaluator.name]
+    count = f", on {numbers['count']:,.0f} images" if "count" in numbers else ""
+    shown = [
+        f"loss {value:.4f}"
+        if name == "loss"
+        else f"{name.replace('top', 'top-').replace('shot', '-shot')} {value:.2%}"
+        for name, value in numbers.items()
+        if name != "count"
+    ]
+    logger.info("step %d  %s: %s%s", step, evaluator.name, ", ".join(shown), count)
+    writer.write(step, {f"{evaluator.name}/{k}": v for k, v in numbers.items()})
 
 
 def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
@@ -434,6 +609,8 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
 def check_config(config: Config) -> None:
     """Raises ConfigError if the config's numbers cannot go together."""
     for name, value, choices in (
+        ("loss", config.loss, tuple(LOSSES)),
+        ("pp.permute", config.pp.permute or "", ("", *PERMUTATIONS)),
         ("optimizer", config.optimizer, OPTIMIZERS),
         ("decay_type", config.decay_type, DECAY_TYPES),
         ("pp.evaluation", config.pp.evaluation, preprocess.EVALUATIONS),
@@ -446,7 +623,7 @@ def check_config(config: Config) -> None:
     if config.pretrained_dir == "None":  # what a flag makes of it
         raise ConfigError("To start from scratch: --config.pretrained_dir=''.")
     devices = jax.device_count()
-    for key in ("total_steps", "batch", "batch_eval", "accum_steps", "eval_every",
+    for key in ("batch", "batch_eval", "accum_steps", "eval_every",
                 "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
         if config[key] < 1:
             raise ConfigError(f"{key} is {config[key]}; expected at least 1.")
@@ -481,12 +658,12 @@ def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _write_workdir(
-    config: Config, class_names: Sequence[str], workdir: pathlib.Path
+    config: dict[str, Any], class_names: Sequence[str], workdir: pathlib.Path
 ) -> None:
     if jax.process_index() == 0:
         for name, content in (
             ("class_names.json", list(class_names)),
-            ("config.json", _as_json(config)),
+            ("config.json", config),
         ):
             partial = workdir / f"{name}.partial"
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

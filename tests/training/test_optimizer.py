@@ -69,3 +69,52 @@ def test_weight_decay_is_decoupled_and_spares_biases():
     after = step(tx, grads)["Dense_0"]
     np.testing.assert_allclose(after["kernel"], 1 - 0.2 * 0.1, rtol=1e-6)
     np.testing.assert_array_equal(after["bias"], 1)
+
+
+MULTIPLIERS = (("head/.*", 2.0), (".*/bias", 0.0), ("frozen/.*", 0.0))
+
+
+def trees():
+    leaf = lambda: {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    return {"head": leaf(), "body": leaf(), "frozen": leaf()}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_multipliers_scale_and_freeze_by_the_first_match(name):
+    lr = optax.constant_schedule(0.01)
+    kwargs = {"grad_norm_clip": None, "weight_decay": 0.1}
+    grads = jax.tree.map(lambda x: 0.5 * x, trees())
+    plain = create_optimizer(name, lr, **kwargs)
+    tx = create_optimizer(name, lr, lr_multipliers=MULTIPLIERS, **kwargs)
+    expected, _ = plain.update(grads, plain.init(trees()), trees())
+    found, _ = jax.jit(tx.update)(grads, tx.init(trees()), trees())
+    for part, leaf, factor in [
+        ("head", "kernel", 2),
+        ("head", "bias", 2),
+        ("body", "kernel", 1),
+        ("body", "bias", 0),
+        ("frozen", "kernel", 0),
+        ("frozen", "bias", 0),
+    ]:
+        np.testing.assert_allclose(
+            found[part][leaf], factor * expected[part][leaf], rtol=1e-6
+        )
+
+
+def test_frozen_parameters_have_no_state_and_do_not_bind_the_clip():
+    lr = optax.constant_schedule(1.0)
+    only_head = (("head/.*", 1.0), (".*", 0.0))
+    tx = create_optimizer("sgd", lr, grad_norm_clip=1.0, lr_multipliers=only_head)
+    state = tx.init(trees())
+    assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 9  # the head's
+    grads = trees()  # norm 3 in each part
+    found, _ = tx.update(grads, state, trees())
+    np.testing.assert_allclose(found["head"]["bias"], -1 / 3, atol=2e-3)  # bfloat16
+    assert not found["body"]["kernel"].any()
+
+
+def test_pattern_without_a_parameter():
+    lr = optax.constant_schedule(1.0)
+    tx = create_optimizer("sgd", lr, lr_multipliers=(("heads/.*", 1.0), (".*", 0.0)))
+    with pytest.raises(ValueError, match=r"heads/\.\* decides for no parameter"):
+        tx.init(trees())

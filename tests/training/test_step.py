@@ -7,7 +7,13 @@ from jax.sharding import AxisType
 from mixer_jax.model import MlpMixer, Patches
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.optimizer import create_optimizer, create_schedule
-from mixer_jax.training.step import TrainState, make_eval_step, make_train_step
+from mixer_jax.training.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_feature_step,
+    make_train_step,
+)
 
 MODEL = MlpMixer(
     patches=Patches((4, 4)),
@@ -26,13 +32,13 @@ def mesh_of(data, fsdp=1):
     )
 
 
-def run(mesh, tx, schedule, loss_fn, params, batches, accum_steps=1):
+def run(mesh, tx, schedule, loss_fn, params, batches, **kwargs):
     """Trains over `batches` and returns the metrics by step and the parameters."""
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
     where = sharding.state_shardings(mesh, state)
     state = jax.device_put(state, where)
     step = jax.jit(
-        make_train_step(MODEL, tx, schedule, loss_fn, accum_steps),
+        make_train_step(MODEL, tx, schedule, loss_fn, **kwargs),
         in_shardings=(where, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=(where, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -177,3 +183,92 @@ def test_constant_logits_are_not_right_by_accident():
         params, {"image": images, "label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
     )
     assert sums["top1"] == 0
+
+
+def one_step(golden, batch=None, **kwargs):
+    """The parameters, before and after an update with plain SGD at rate 1."""
+    data = golden.load("finetune.npz")
+    params = golden.tree(data, "init/")
+    schedule = create_schedule("constant", 1.0, 1, 0)
+    tx = create_optimizer("sgd", schedule, grad_norm_clip=None, optim_dtype="float32")
+    batches = [batch or (data["images"][0], data["labels"][0])]
+    loss = losses.softmax_cross_entropy
+    metrics, after = run(mesh_of(2), tx, schedule, loss, params, batches, **kwargs)
+    return params, after, metrics
+
+
+def gradient(params, images, labels):
+    def mean_loss(params):
+        logits = MODEL.apply({"params": params}, images, train=False)
+        return losses.softmax_cross_entropy(logits, labels).mean()
+
+    return jax.jit(jax.grad(mean_loss))(params)
+
+
+def test_sharpness_aware_gradient_is_taken_at_the_worst_neighbour(golden):
+    data = golden.load("finetune.npz")
+    images, labels = data["images"][0], data["labels"][0]
+    before, after, metrics = one_step(golden, sam_rho=0.05, accum_steps=2)
+    grads = gradient(before, images, labels)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    worst = jax.tree.map(lambda p, g: p + 0.05 * g / norm, before, grads)
+    expected = jax.tree.map(lambda p, g: p - g, before, gradient(worst, images, labels))
+    assert_trees_close(after, expected, atol=1e-5)
+    _, plain, plain_metrics = one_step(golden)
+    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], atol=1e-6)
+    assert abs(plain["head"]["bias"] - after["head"]["bias"]).max() > 1e-4
+
+
+def test_label_smoothing_in_the_step(golden):
+    data = golden.load("finetune.npz")
+    images, labels = data["images"][0], data["labels"][0]
+    before, after, _ = one_step(golden, label_smoothing=0.1)
+    soft = 0.9 * np.eye(7, dtype=np.float32)[labels] + np.float32(0.1 / 7)
+    expected = jax.tree.map(lambda p, g: p - g, before, gradient(before, images, soft))
+    assert_trees_close(after, expected, atol=1e-5)
+
+
+def test_mixup_in_the_step_mixes_images_with_their_labels(golden):
+    """Of a batch of one image and one label, mixup leaves nothing changed."""
+    data = golden.load("finetune.npz")
+    same = (np.repeat(data["images"][0][:1], 8, 0), np.repeat(data["labels"][0][:1], 8))
+    _, plain, _ = one_step(golden, batch=same)
+    _, mixed, _ = one_step(golden, batch=same, mixup_p=0.5)
+    assert_trees_close(mixed, plain, atol=1e-5)
+    _, plain, _ = one_step(golden)
+    _, mixed, _ = one_step(golden, mixup_p=0.5)
+    assert abs(plain["head"]["kernel"] - mixed["head"]["kernel"]).max() > 1e-3
+
+
+def test_several_labels_any_of_which_is_right(golden):
+    data = golden.load("forward.npz")
+    order = np.argsort(-data["logits"], axis=-1)
+    labels = np.zeros((5, 7), np.float32)
+    labels[0, order[0, [0, 6]]] = 1  # the best and the worst: right
+    labels[1, order[1, [1, 2]]] = 1  # not the best, but in the first five
+    labels[2, order[2, [5, 6]]] = 1  # wrong
+    labels[3, order[3, 0]] = 1
+    batch = {
+        "image": data["images"],
+        "label": labels,
+        "mask": np.array([1, 1, 1, 1, 0], np.float32),
+    }
+    sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(
+        golden.tree(data, "params/"), batch
+    )
+    assert sums["top1"] == 2
+    assert sums["top5"] == 3
+    assert sums["count"] == 4
+
+
+def test_head_bias_init_and_features():
+    tx = create_optimizer("sgd", create_schedule("constant", 1.0, 1, 0))
+    state = init_state(MODEL, tx, jax.random.key(0), (16, 16, 3), head_bias_init=-6.9)
+    np.testing.assert_array_equal(state.params["head"]["bias"], np.float32(-6.9))
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+    batch = {"image": images, "label": jnp.arange(4)}
+    out = make_feature_step(MODEL)(state.params, batch)
+    headless = MODEL.clone(num_classes=None)
+    expected = headless.apply({"params": state.params}, images, train=False)
+    np.testing.assert_allclose(out["feature"], expected, atol=1e-6)
+    assert out.keys() == {"feature", "label"}

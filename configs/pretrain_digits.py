@@ -1,0 +1,24 @@
+"""The paper's pre-training recipe, scaled to handwritten digits, from scratch.
+
+python train.py --config configs/pretrain_digits.py
+"""
+
+import ml_collections
+
+from configs import common, digits
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """Returns the config; the argument "smoke" shrinks it."""
+    config = digits.get_config()
+    config.loss = "sigmoid"
+    config.head_bias_init = -2.3  # -log(10)
+    config.optimizer = "adam"
+    config.optim_dtype = "float32"
+    config.decay_type = "linear"
+    config.linear_end = 1e-5 * config.base_lr
+    config.pp.randaugment = (1, 2.0)
+    config.mixup_p = 0.5
+    config.model.stoch_depth = 0.1
+    common.add_evaluator(config, "fewshot", type="fewshot")
+    return common.shrink(config) if argument == "smoke" else config
