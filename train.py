@@ -7,12 +7,13 @@ import pathlib
 import re
 import sys
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mixer_jax.data.sources import DatasetError
-from mixer_jax.training import trainer
+from mixer_jax.training import processes, trainer
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +27,14 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder for checkpoints, metrics and the result. Default: runs/<config name>.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "For a run of several processes: host:port on which process 0 listens. TPU hosts, "
+    "srun and mpirun need neither this flag nor the next two.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -35,10 +44,15 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
     workdir = _WORKDIR.value or f"runs/{_config_name()}"
-    print(f"workdir  {workdir}")
     try:
+        processes.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+        if jax.process_index() == 0:
+            print(f"workdir  {workdir}")
         trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
+        processes.ProcessError,
         trainer.ConfigError,
         trainer.NonFiniteError,
         trainer.RunStopped,

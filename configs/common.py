@@ -104,7 +104,12 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     model.channels_mlp_dim = variant.channels_mlp_dim
     model.stoch_depth = 0.0  # probability of dropping the last block's branches
     model.dropout_rate = 0.0  # after the GELU and the second Dense of every MLP
-    model.dtype = "float32"  # of the activations; or "bfloat16"
+    # Of the activations: "float32", or "bfloat16". None: bfloat16 on TPU, else float32.
+    model.dtype = config_dict.placeholder(str)
+    # What the backward pass computes again to save memory: "none", "blocks" (each one
+    # whole), "dots" (all but matrix products). None: blocks on TPU, else none.
+    model.remat = config_dict.placeholder(str)
+    model.scan_blocks = False  # compile one block for all: compiles faster
     model.gelu = "tanh"  # as published; "erf" for parameters from PyTorch
     return model.lock()
 

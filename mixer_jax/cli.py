@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from absl import flags as absl_flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 from tqdm import tqdm
 from tyro.conf import Positional
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from mixer_jax.evaluation.classification import Report
 
 app = tyro.extras.SubcommandApp()
+data_app = tyro.extras.SubcommandApp()
+app.command(data_app, name="data", help="Looks at datasets before they are used.")
 
 Evaluation = Literal[
     "resize", "resize_then_central_crop", "resize_small_then_central_crop"
@@ -93,6 +97,18 @@ Model = Annotated[
     ),
 ]
 Flags = Annotated[ModelFlags, tyro.conf.arg(name="")]
+Config = Annotated[
+    Positional[str],
+    tyro.conf.arg(
+        metavar="CONFIG",
+        help="a config file such as configs/b16.py or configs/b16.py:cifar100. Any "
+        "value in it can be set, as in --config.pp.crop=128.",
+    ),
+]
+Overrides = Annotated[  # main() strips them of their dashes
+    Positional[tuple[str, ...]],
+    tyro.conf.arg(metavar="[--config.KEY=VALUE …]", help="values of the config."),
+]
 
 
 @app.command
@@ -262,6 +278,116 @@ def convert(model: Model, target: Positional[pathlib.Path]) -> None:
         print("tanh approximation: its logits will differ slightly.")
 
 
+@data_app.command
+def check(
+    dataset: Positional[str],
+    split: tuple[str, ...] = (),
+    tfds_data_dir: str | None = None,
+) -> None:
+    """Reads every image of a dataset. Exits with 1 if some cannot be read.
+
+    Prints how many images there are of each class, of what sizes, which cannot be read
+    and why, and what else is odd: images that are in two splits or two classes, tiny
+    images, very uneven classes.
+
+    Args:
+      dataset: "digits", a folder, a .csv or .tsv file, or a name of TensorFlow
+        Datasets.
+      split: such as train or "train[:1000]"; several are allowed. Default: all.
+      tfds_data_dir: where TensorFlow Datasets keeps prepared datasets.
+    """
+    from mixer_jax.data.check import check_images, summarize, warnings
+
+    opened = open_dataset(dataset, data_dir=tfds_data_dir)
+    names = split or sorted(opened.split_names, key=lambda x: (x != "train", x))
+    sources = {name: opened.split(name) for name in names}
+    with tqdm(
+        total=sum(map(len, sources.values())),
+        unit=" images",
+        disable=None,
+        leave=False,
+    ) as bar:
+        checked = []
+        for name, source in sources.items():
+            for example in check_images(name, source):
+                checked.append(example)
+                bar.update()
+    _print_table(summarize(checked, opened.class_names), "<<>>>>")
+    for message in warnings(checked, opened.class_names):
+        print(f"\nwarning: {message}")
+    unreadable = [x for x in checked if x.error]
+    if not unreadable:
+        print(f"\nAll {len(checked):,} images can be read.")
+        return
+    print(f"\n{len(unreadable):,} of {len(checked):,} images cannot be read:")
+    for x in unreadable:
+        print(f"  {x.name}: {x.error}")
+    sys.exit(1)
+
+
+@data_app.command
+def preview(
+    config: Config,
+    overrides: Overrides = (),
+    output: pathlib.Path = pathlib.Path("preview.png"),
+    rows: int = 6,
+) -> None:
+    """Draws what the model will see, in training and in the test, with labels.
+
+    Args:
+      output: the PNG file to write.
+      rows: how many training images to show.
+    """
+    import jax
+
+    from mixer_jax.training import trainer
+    from mixer_jax.visualize import draw_preview
+
+    if rows < 1:
+        raise UsageError(f"--rows is {rows}; 1 is the least.")
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for who trains
+    loaded = load_config(config, overrides)
+    try:
+        trainer.check_config(loaded)
+    except trainer.ConfigError as error:
+        raise UsageError(str(error)) from error
+    data = trainer.open_data(loaded)
+    draw_preview(
+        output,
+        title=f"{loaded.dataset}, {loaded.pp.crop} x {loaded.pp.crop} pixels",
+        train_source=data.train_source,
+        test_source=data.test_source,
+        train_transform=data.train_transform,
+        eval_transform=data.eval_transform,
+        class_names=data.class_names,
+        seed=loaded.seed,
+        num_rows=rows,
+    )
+    print(output)
+
+
+@app.command
+def plot(
+    workdirs: Positional[list[str]],
+    output: pathlib.Path = pathlib.Path("metrics.png"),
+) -> None:
+    """Draws loss, accuracy, learning rate and speed of one or several runs by step.
+
+    Args:
+      workdirs: of the runs, which may still be going on.
+      output: the PNG file to write.
+    """
+    from mixer_jax.visualize import draw_runs
+
+    if not workdirs:
+        raise UsageError("Name the workdir of a run, or of several.")
+    try:
+        draw_runs(output, workdirs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(output)
+
+
 @app.command
 def checkpoints() -> None:
     """Lists the published checkpoints."""
@@ -310,6 +436,37 @@ def inspect(model: Model) -> None:
         )
 
 
+def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
+    """Reads a config as train.py does.
+
+    Args:
+      path: of the file, with an argument for it behind a colon if it takes one.
+      overrides: such as "config.base_lr=0.01".
+
+    Raises:
+      UsageError: there is no such file, or an override does not fit the config.
+    """
+    file = pathlib.Path(path.partition(":")[0])
+    if not file.is_file():
+        raise UsageError(
+            f"There is no config {file}. Expected one like configs/b16.py."
+        )
+    # The config imports configs.common from the folder that train.py is in.
+    sys.path[:0] = [str(file.absolute().parent.parent)]
+    argv = ["mixer-jax", f"--config={path}", *(f"--{x}" for x in overrides)]
+    values = absl_flags.FlagValues()  # not the program's
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    try:
+        values(argv)
+    except absl_flags.Error as error:
+        raise UsageError(str(error)) from error
+    except AttributeError as error:
+        raise UsageError(f"The config has no key {error.args[0].args[0]}") from error
+    return config.value
+
+
 def _print_report(report: "Report", data: str, transform: EvalTransform) -> None:
     """Prints what was measured; of many classes only the ten worst."""
     metrics, names = report.metrics, report.class_names
@@ -345,11 +502,14 @@ def main() -> None:
     """Runs the subcommand that the command line names."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
+    # tyro knows no flags whose names it is not told: overrides become positional.
+    options = [x for x in sys.argv[1:] if not x.startswith("--config.")]
+    overrides = [x for x in sys.argv[1:] if x.startswith("--config.")]
     try:
         app.cli(
             prog="mixer-jax",
             description="Uses models that mixer_jax has trained or can read.",
-            args=sys.argv[1:] or ["--help"],
+            args=[*options, *(x.removeprefix("--") for x in overrides)] or ["--help"],
         )
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -153,12 +153,14 @@ class MlpMixer(nn.Module):
         if self.scan_blocks and not self.is_initializing():
             x = self._scan_blocks(x, keep, train)
         else:
-            run = self._rematerialize(
-                lambda block, x, keep: block(x, keep, train=train), nn.remat
-            )
+            call = functools.partial(MixerBlock.__call__, train=train)
+            run = self._rematerialize(call, nn.remat)
             for i in range(self.num_blocks):
                 block = self._block(name=f"MixerBlock_{i}")
-                x = run(block, x, None if keep is None else keep[i])
+                args = (block, x, None if keep is None else keep[i])
+                # The backward pass begins with the last block: to drop what that keeps
+                # and compute it again at once would save nothing.
+                x = run(*args) if i < self.num_blocks - 1 else call(*args)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         self.sow("intermediates", "pre_logits", x)

@@ -1,6 +1,7 @@
 """Small datasets that tests make."""
 
 import io
+import itertools
 import pathlib
 
 import cv2
@@ -35,6 +36,74 @@ def write_folder(root: pathlib.Path, images: dict[str, int]) -> pathlib.Path:
     return root
 
 
+def _overwritten(data: bytes, start: int, new: bytes) -> bytes:
+    return data[:start] + new + data[start + len(new) :]
+
+
+def _garbage(data: bytes, start: int, length: int) -> bytes:
+    return _overwritten(data, start, np.random.default_rng(0).bytes(length))
+
+
+ZEROED = "zeros from the middle on"
+
+# What befalls image files, each from a whole JPEG, PNG or WebP file's contents.
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut in the header": lambda data: data[:20],
+    "cut in half": lambda data: data[: len(data) // 2],
+    "last bytes missing": lambda data: data[:-2],
+    ZEROED: lambda data: _overwritten(
+        data, len(data) // 2, bytes(len(data) - len(data) // 2)
+    ),
+    "all zeros": lambda data: bytes(len(data)),
+    "garbage in the header": lambda data: _garbage(data, 4, 200),
+    "text": lambda data: b"<html><body>404 Not Found</body></html>\n",
+}
+
+
+def write_mixed_folder(
+    root: pathlib.Path,
+    count: int,
+    damaged: int = 0,
+    photos: list[np.ndarray] | None = None,
+) -> set[str]:
+    """Writes `count` crops of photographs as {train,test}/photo_<i>/<n>.<ending>.
+
+    The endings are .jpg, .png and .webp, a fifth is for testing, and the sizes differ.
+
+    Args:
+      root: a new folder.
+      count: how many files.
+      damaged: how many of them to damage, as DAMAGES says, in turn.
+      photos: what to cut from, one photograph a class; default: `photographs`.
+
+    Returns:
+      The paths of the damaged files.
+    """
+    rng = np.random.default_rng(0)
+    photos = photos or photographs()
+    victims = rng.choice(count, damaged, replace=False).tolist()
+    kinds = dict(zip(victims, itertools.cycle(DAMAGES), strict=False))
+    paths = set()
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        height, width = rng.integers(40, 160, 2)
+        top = rng.integers(photo.shape[0] - height)
+        left = rng.integers(photo.shape[1] - width)
+        kind = kinds.get(i)
+        # WebP has neither checksums nor an end marker: zeros in its pixels go unseen.
+        ending = (".jpg", ".png", ".webp")[i % (2 if kind == ZEROED else 3)]
+        data = encode(photo[top : top + height, left : left + width], ending)
+        split = "test" if i // len(photos) % 5 == 4 else "train"
+        path = root / split / f"photo_{i % len(photos)}" / f"{i:04}{ending}"
+        if kind:
+            data = DAMAGES[kind](data)
+            paths.add(str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return paths
+
+
 def prepare_tfds(data_dir: str) -> None:
     """Prepares the dataset `tiny_shapes` as array_record, without TensorFlow."""
 
@@ -48,6 +117,9 @@ def prepare_tfds(data_dir: str) -> None:
                     {
                         "image": tfds.features.Image(shape=(None, None, 3)),
                         "label": tfds.features.ClassLabel(names=["low", "high"]),
+                        "real_label": tfds.features.Sequence(
+                            tfds.features.ClassLabel(names=["low", "high"])
+                        ),
                     }
                 ),
                 supervised_keys=("image", "label"),
@@ -65,7 +137,8 @@ def prepare_tfds(data_dir: str) -> None:
                 level = np.random.default_rng(i).integers(0, 128, (20, 30, 3), np.uint8)
                 # Bytes, since encoding an array is what TFDS needs TensorFlow for.
                 image = io.BytesIO(encode(level + np.uint8(128 * (i % 2))))
-                yield i, {"image": image, "label": i % 2}
+                several = [[], [i % 2], [0, 1]][i % 3]  # none, the label, or both
+                yield i, {"image": image, "label": i % 2, "real_label": several}
 
     builder = TinyShapes(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()

@@ -9,13 +9,16 @@ import functools
 import numpy as np
 
 
-def permute_patches(image: np.ndarray, patch_size: int, seed: int) -> np.ndarray:
+def permute_patches(
+    image: np.ndarray, patch_size: tuple[int, int], seed: int
+) -> np.ndarray:
     """Shuffles the patches, and the pixels within each patch all in the same way.
 
     Args:
       image: [..., height, width, channels] of any type. The channels of a pixel stay
         together.
-      patch_size: side of a patch in pixels; the model's, to leave its task unchanged.
+      patch_size: (height, width) of a patch in pixels; the model's, to leave its task
+        unchanged.
       seed: names the permutation, one for all images of a size.
 
     Returns:
@@ -25,16 +28,17 @@ def permute_patches(image: np.ndarray, patch_size: int, seed: int) -> np.ndarray
       ValueError: the patches do not divide the image.
     """
     *batch, height, width, channels = image.shape
-    if height % patch_size or width % patch_size:
+    ph, pw = patch_size
+    if height % ph or width % pw:
         raise ValueError(
             f"An image of {height}x{width} pixels cannot be cut into patches of "
-            f"{patch_size}x{patch_size}. Resize it to a multiple of the patch."
+            f"{ph}x{pw}. Resize it to a multiple of the patch."
         )
-    rows, columns = height // patch_size, width // patch_size
-    cut = (*batch, rows, patch_size, columns, patch_size, channels)
-    patches = np.swapaxes(image.reshape(cut), -4, -3)  # [..., rows, columns, p, p, c]
-    flat = patches.reshape(*batch, rows * columns, patch_size**2, channels)
-    order, pixel_order = _permutations(seed, rows * columns, patch_size**2)
+    rows, columns = height // ph, width // pw
+    cut = (*batch, rows, ph, columns, pw, channels)
+    patches = np.swapaxes(image.reshape(cut), -4, -3)  # [..., rows, columns, ph, pw, c]
+    flat = patches.reshape(*batch, rows * columns, ph * pw, channels)
+    order, pixel_order = _permutations(seed, rows * columns, ph * pw)
     flat = flat[..., order[:, None], pixel_order, :]
     return np.swapaxes(flat.reshape(patches.shape), -4, -3).reshape(image.shape)
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from grain import experimental
 
-from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform, decode
+from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
 from mixer_jax.data.sources import Example, Source
 
 logger = logging.getLogger(__name__)
@@ -163,10 +163,8 @@ class _Unreadable:
         self.names: set[str] = set()
 
     def decode_or_none(self, example: Example) -> np.ndarray | None:
-        if isinstance(example.image, np.ndarray):
-            return example.image
         try:
-            return decode(example.image)
+            return example.pixels()
         except ImageError as error:
             if example.name not in self.names:
                 self.names.add(example.name)

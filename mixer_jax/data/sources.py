@@ -13,10 +13,12 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from mixer_jax.data.preprocess import ImageError, decode
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +41,35 @@ class Example(NamedTuple):
     """One labelled image.
 
     Attributes:
-      image: the encoded file, or uint8 [height, width, 3].
-      label: index into the dataset's class names; a tuple of them in a dataset whose
-        images have several.
+      image: uint8 [height, width, 3]; or a file's encoded contents; or its path.
+      label: index into the dataset's class names, -1 if TFDS has none; a tuple of them
+        in a dataset whose images have several.
       name: what to call the example in a message.
     """
 
-    image: bytes | np.ndarray
+    image: np.ndarray | bytes | pathlib.Path
     label: int | tuple[int, ...]
     name: str
+
+    def pixels(self) -> np.ndarray:
+        """Returns the image as uint8 [height, width, 3].
+
+        A user's file is turned upright as its EXIF orientation says, since that is how
+        photographs are looked at; TensorFlow Datasets' images are taken as they are
+        stored, as the original program does.
+
+        Raises:
+          ImageError: it cannot be read.
+        """
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        if isinstance(self.image, bytes):
+            return decode(self.image)
+        try:
+            data = self.image.read_bytes()
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+        return decode(data, upright=True)
 
 
 class Source(Protocol):
@@ -60,6 +82,11 @@ class Source(Protocol):
 
 class Dataset(Protocol):
     """A labelled dataset of one or more splits."""
+
+    @property
+    def split_names(self) -> Sequence[str]:
+        """Its whole splits, such as "train" and "test"."""
+        ...
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -170,7 +197,7 @@ class _ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class _FileSource:
-    """Images in files, read when asked for."""
+    """Images in files, to be read by who needs them."""
 
     paths: Sequence[str]
     labels: np.ndarray
@@ -180,8 +207,7 @@ class _FileSource:
 
     def __getitem__(self, index: int, /) -> Example:
         path = self.paths[index]
-        with open(path, "rb") as file:
-            return Example(file.read(), int(self.labels[index]), path)
+        return Example(pathlib.Path(path), int(self.labels[index]), path)
 
     def take(self, indices: np.ndarray) -> "_FileSource":
         return _FileSource([self.paths[i] for i in indices], self.labels[indices])
@@ -195,6 +221,10 @@ class _ListedDataset:
     class_names: Sequence[str]
     splits: Mapping[str, _ArraySource | _FileSource]
 
+    @property
+    def split_names(self) -> Sequence[str]:
+        return list(self.splits)
+
     def split(self, expression: str) -> Source:
         match = re.fullmatch(
             r"(?P<split>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?",
@@ -206,12 +236,13 @@ class _ListedDataset:
                 "something like 'train', 'train[:90%]' or 'train[100:200]'."
             )
         if match["split"] not in self.splits:
-            hint = ""
-            if set(self.splits) == {"train"}:
-                hint = (
-                    " To hold some of it out: --config.pp.train='train[:90%]' "
-                    "--config.pp.test='train[90%:]'."
-                )
+            others = [split for split in self.splits if split != "train"]
+            hint = (
+                f" To test on {others[0]!r}: --config.pp.test={others[0]}."
+                if others
+                else " To hold some of it out: --config.pp.train='train[:90%]' "
+                "--config.pp.test='train[90%:]'."
+            )
             raise DatasetError(
                 f"{self.name} has no split {match['split']!r}; it has "
                 f"{', '.join(map(repr, self.splits))}.{hint}"
@@ -270,32 +301,49 @@ def _open_digits() -> _ListedDataset:
     )
 
 
+# Names of splits that are not taken for classes.
+_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+
+
 def _open_folder(root: pathlib.Path) -> _ListedDataset:
     """A folder {train,test,…}/<class>/…/<image>, or <class>/…/<image> as "train".
 
     All splits share one list of classes: the sorted names of all class folders.
     """
-    if (root / "train").is_dir():
-        split_dirs = {path.name: path for path in _subfolders(root)}
-    else:
+    split_dirs = {path.name: path for path in _subfolders(root)}
+    if "train" not in split_dirs:
+        if split_dirs and {name.lower() for name in split_dirs} <= _SPLIT_NAMES:
+            raise DatasetError(
+                f"{root} has the folders {', '.join(split_dirs)}, but no train. Rename "
+                "the one to train on to train, in small letters."
+            )
         split_dirs = {"train": root}
-    class_dirs = {
-        split: {path.name: path for path in _subfolders(split_dir)}
-        for split, split_dir in split_dirs.items()
-    }
-    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in split_dirs}
+    rows: dict[str, list[tuple[str, str]]] = {}
+    all_classes: set[str] = set()
     ignored: Counter[str] = Counter()
-    for split, classes in class_dirs.items():
-        for class_name, class_dir in classes.items():
-            for folder, subfolders, files in os.walk(class_dir, followlinks=True):
-                subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-                for file in sorted(files):
-                    if file.startswith("."):
-                        continue
-                    if file.lower().endswith(IMAGE_ENDINGS):
-                        rows[split].append((os.path.join(folder, file), class_name))
-                    else:
-                        ignored[pathlib.Path(file).suffix.lower()] += 1
+    for split, split_dir in split_dirs.items():
+        loose = [path for path in split_dir.iterdir() if _is_image(path.name)]
+        if loose:
+            logger.warning(
+                "%s: left out %d images that are in no class's folder, such as %s",
+                split_dir,
+                len(loose),
+                loose[0].name,
+            )
+        classes = _subfolders(split_dir)
+        files = [
+            (file, class_dir.name)
+            for class_dir in classes
+            for file in _files_below(class_dir)
+        ]
+        ignored.update(
+            pathlib.Path(file).suffix.lower()
+            for file, _ in files
+            if not _is_image(file)
+        )
+        rows[split] = [row for row in files if _is_image(row[0])]
+        if rows[split]:
+            all_classes.update(class_dir.name for class_dir in classes)
     if ignored:
         logger.warning(
             "%s: ignored %d files that are not %s (%s)",
@@ -306,8 +354,19 @@ def _open_folder(root: pathlib.Path) -> _ListedDataset:
                 f"{n} {ending or 'without ending'}" for ending, n in ignored.items()
             ),
         )
-    all_classes = sorted(set().union(*class_dirs.values()))
-    return _list_files(str(root), rows, all_classes)
+    return _list_files(str(root), rows, sorted(all_classes))
+
+
+def _files_below(folder: pathlib.Path) -> Iterator[str]:
+    """All files that are not hidden, in a fixed order."""
+    for where, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+        yield from (os.path.join(where, f) for f in sorted(files) if f[0] != ".")
+
+
+def _is_image(file: str) -> bool:
+    name = os.path.basename(file)
+    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -319,27 +378,39 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
 def _open_table(path: pathlib.Path) -> _ListedDataset:
     """A CSV or TSV with a header: path, label and, if there are several, split."""
     rows: dict[str, list[tuple[str, str]]] = {}
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(
-            file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-        )
-        columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise DatasetError(
-                f"{path}: the first line is {columns}. Expected a header with the "
-                "columns path and label, and optionally split."
-            )
-        for row in reader:
-            if not row["path"] or not row["label"]:
-                raise DatasetError(f"{path}, line {reader.line_num}: found {row}.")
-            split = row.get("split") or "train"
-            image = os.path.join(path.parent, row["path"])
-            rows.setdefault(split, []).append((image, row["label"]))
-    return _list_files(
-        str(path),
-        rows,
-        sorted({label for split in rows.values() for _, label in split}),
-    )
+        reader = csv.DictReader(file, delimiter=delimiter)
+        try:
+            columns = reader.fieldnames or []
+            if not {"path", "label"} <= set(columns):
+                raise DatasetError(
+                    f"{path}: the first line is {columns}. Expected a header with the "
+                    "columns path and label, and optionally split, separated by "
+                    f"{delimiter!r}."
+                )
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not row["path"] or not row["label"]:
+                    raise DatasetError(
+                        f"{where}: found {row}. Expected a path and a label."
+                    )
+                split = row.get("split") or "train"
+                image = os.path.join(path.parent, row["path"])
+                # Looking for every file may take long; the first one shows where the
+                # paths start. One that is missing later is an unreadable image.
+                if split not in rows and not os.path.isfile(image):
+                    raise DatasetError(
+                        f"{where}: there is no file {image}. Paths are relative to the "
+                        "table's folder."
+                    )
+                rows.setdefault(split, []).append((image, row["label"]))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DatasetError(f"{path} is no UTF-8 table: {error}.") from error
+    if not rows:
+        raise DatasetError(f"{path}: no lines below the header.")
+    classes = {label for split in rows.values() for _, label in split}
+    return _list_files(str(path), rows, sorted(classes))
 
 
 def _list_files(
@@ -347,12 +418,15 @@ def _list_files(
 ) -> _ListedDataset:
     """Turns rows (path, class name) into sources, and says which classes are odd."""
     empty = [split for split, files in rows.items() if not files]
-    if empty or not rows:
+    if "train" in empty or empty == list(rows):
         raise DatasetError(
-            f"{name}: no images in {', '.join(empty) or 'it'}. Expected "
+            f"{name}: no images in {', '.join(empty)}. Expected "
             f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
             "in any letter case."
         )
+    if empty:
+        logger.warning("%s: no images in %s; left out", name, ", ".join(empty))
+        rows = {split: files for split, files in rows.items() if files}
     index = {class_name: i for i, class_name in enumerate(class_names)}
     for split, files in rows.items():
         missing = sorted(set(class_names) - {class_name for _, class_name in files})
@@ -458,6 +532,10 @@ class _TfdsDataset:
                 f"features are {dict(info.features.items())}."
             )
         return image, label
+
+    @property
+    def split_names(self) -> Sequence[str]:
+        return list(self._builder.info.splits)
 
     @property
     def class_names(self) -> Sequence[str]:

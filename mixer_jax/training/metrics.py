@@ -28,14 +28,19 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def logging_to(workdir: pathlib.Path, console: bool) -> Iterator[None]:
-    """Sends this package's messages to <workdir>/train.log and to the console."""
-    log = logging.FileHandler(workdir / "train.log", encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers: list[logging.Handler] = [log]
-    if console:
-        handlers.append(_ConsoleHandler())
-        handlers[-1].setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
+def logging_to(workdir: pathlib.Path, is_main: bool) -> Iterator[None]:
+    """Sends this package's messages to <workdir>/train.log and to the console.
+
+    Of several processes one is the main one. The others print warnings and no more.
+    """
+    handlers: list[logging.Handler] = [_ConsoleHandler()]
+    handlers[0].setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
+    if is_main:
+        log = logging.FileHandler(workdir / "train.log", encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(log)
+    else:
+        handlers[0].setLevel(logging.WARNING)
     logger.setLevel(PROGRESS)
     logger.propagate = False
     for handler in handlers:
@@ -45,7 +50,7 @@ def logging_to(workdir: pathlib.Path, console: bool) -> Iterator[None]:
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-        log.close()
+            handler.close()
         logger.propagate = True
 
 

@@ -66,6 +66,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     mixup_p: float = 0.0,
     sam_rho: float = 0.0,
+    unroll: int = 1,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update.
 
@@ -81,6 +82,7 @@ def make_train_step(
       sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
         (sharpness-aware minimization, https://arxiv.org/abs/2010.01412, equation 2);
         0 for none.
+      unroll: slices in the body of the loop over them; values are the same.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
@@ -127,7 +129,10 @@ def make_train_step(
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(
-            add_slice, zero, (slices, jax.random.split(rng, accum_steps))
+            add_slice,
+            zero,
+            (slices, jax.random.split(rng, accum_steps)),
+            unroll=unroll,
         )
         return jax.tree.map(lambda x: x / accum_steps, total)
 

@@ -28,7 +28,7 @@ from mixer_jax.data import pipeline, preprocess, sources
 from mixer_jax.data.permute import permute_patches, permute_pixels
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
-from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.model import REMAT_POLICIES, MlpMixer, Patches
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
@@ -38,6 +38,7 @@ from mixer_jax.training.optimizer import (
     create_optimizer,
     create_schedule,
 )
+from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.step import (
     Metrics,
     TrainState,
@@ -95,17 +96,18 @@ def train_and_evaluate(
     """
     start_time = time.monotonic()
     workdir = pathlib.Path(workdir).expanduser().absolute()
+    config = for_platform(config, jax.devices()[0].platform)
     check_config(config)
     _check_workdir(config, workdir)
     saved_config = _as_json(config)
     workdir.mkdir(parents=True, exist_ok=True)
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(logging_to(workdir, console=is_main))
+        stack.enter_context(logging_to(workdir, is_main))
         stop_requested = stack.enter_context(_stop_signals())
         mesh = sharding.create_mesh(config.mesh.fsdp)
         stack.enter_context(jax.set_mesh(mesh))
-        data = open_data(config)
+        data = first_process_first(lambda: open_data(config))
         config = in_steps(config, len(data.train_source))
         program = build_program(config, mesh, len(data.class_names))
         init_rng, rng = jax.random.split(jax.random.key(config.seed))
@@ -130,7 +132,10 @@ def train_and_evaluate(
         stack.enter_context(contextlib.closing(progress))
         writer = MetricsWriter(workdir, start_step, enabled=is_main)
         stack.enter_context(contextlib.closing(writer))
-        reader = _MetricsReader(writer, progress, config.progress_every, checkpoints)
+        epoch = len(data.train_source) / config.batch  # in steps
+        reader = _MetricsReader(
+            writer, progress, config.progress_every, epoch, checkpoints
+        )
         train_batches = data.train_batches(start_step)
         stack.enter_context(contextlib.closing(train_batches))
 
@@ -419,15 +424,36 @@ class Program:
     abstract_state: TrainState
 
 
-def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
+def for_platform(config: Config, platform: str) -> Config:
+    """Returns a copy in which no value of `config.model` is None.
+
+    Args:
+      config: see configs/common.py.
+      platform: of the devices, such as "tpu".
+    """
+    config = config.copy_and_resolve_references()
+    defaults = {"dtype": "float32", "remat": "none"}
+    if platform == "tpu":
+        defaults = {"dtype": "bfloat16", "remat": "blocks"}
+    for name, value in defaults.items():
+        if config.model[name] is None:
+            config.model[name] = value
+    return config
+
+
+def build_program(
+    config: Config, mesh: Mesh, num_classes: int, unroll: int = 1
+) -> Program:
     """Returns the functions of the run that `config` describes.
 
     Args:
       config: see configs/common.py.
       mesh: see `mixer_jax.training.sharding.create_mesh`.
       num_classes: of the dataset.
+      unroll: see `mixer_jax.training.step.make_train_step`.
     """
-    fields = config.model.to_dict()
+    platform = mesh.devices.flat[0].platform
+    fields = for_platform(config, platform).model.to_dict()
     patches = Patches(tuple(fields.pop("patches")["size"]))
     model = MlpMixer(patches=patches, num_classes=num_classes, **fields)
     schedule = create_schedule(
@@ -472,6 +498,7 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
                 label_smoothing=config.label_smoothing,
                 mixup_p=config.mixup_p,
                 sam_rho=config.sam_rho,
+                unroll=unroll,
             ),
             in_shardings=(on_state, on_batch, everywhere),
             out_shardings=(on_state, everywhere),
@@ -500,7 +527,9 @@ def _initial_state(config: Config, program: Program, rng: jax.Array) -> TrainSta
     state = program.init(rng)
     if not config.pretrained_dir:
         return state
-    path = find_checkpoint(config.pretrained_dir, config.model.model_name)
+    path = first_process_first(
+        lambda: find_checkpoint(config.pretrained_dir, config.model.model_name)
+    )
     params = load_pretrained(path, state.params)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
@@ -534,9 +563,11 @@ class _MetricsReader:
         writer: MetricsWriter,
         progress: Progress,
         every: int,
+        epoch_steps: float,
         checkpoints: Checkpoints,
     ):
-        self._writer, self._progress, self._every = writer, progress, every
+        self._writer, self._progress = writer, progress
+        self._every, self._epoch_steps = every, epoch_steps
         self._checkpoints = checkpoints
         self._pending: tuple[int, Metrics] | None = None
 
@@ -561,9 +592,9 @@ class _MetricsReader:
             )
         self._progress.update(step, values["loss"])
         if step % self._every == 0:
-            per_sec = self._progress.report(step, values)
-            row = {f"train/{name}": value for name, value in values.items()}
-            self._writer.write(step, row | {"train/images_per_sec": per_sec})
+            values["images_per_sec"] = self._progress.report(step, values)
+            values["epoch"] = step / self._epoch_steps
+            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
 
 
 def _report_evaluation(
@@ -595,11 +626,13 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
         config.pp.crop,
     )
     logger.info(
-        "run      %s steps of %d images on %d x %s",
+        "run      %s steps of %d images in %s on %d x %s, %d with a copy of the state",
         f"{config.total_steps:,}",
         config.batch,
+        config.model.dtype,
         mesh.size,
         mesh.devices.flat[0].device_kind,
+        mesh.shape["data"],
     )
 
 
@@ -615,10 +648,12 @@ def check_config(config: Config) -> None:
         ("decay_type", config.decay_type, DECAY_TYPES),
         ("pp.evaluation", config.pp.evaluation, preprocess.EVALUATIONS),
         ("pp.transfer", config.pp.transfer, preprocess.TRANSFERS),
+        ("model.dtype", config.model.dtype, (None, "float32", "bfloat16")),
+        ("model.remat", config.model.remat, (None, *REMAT_POLICIES)),
     ):
         if value not in choices:
             raise ConfigError(
-                f"{name} is {value!r}; expected one of {', '.join(choices)}."
+                f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}."
             )
     if config.pretrained_dir == "None":  # what a flag makes of it
         raise ConfigError("To start from scratch: --config.pretrained_dir=''.")

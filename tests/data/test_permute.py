@@ -13,7 +13,7 @@ def indices(height: int, width: int) -> np.ndarray:
 
 
 TRANSFORMS = {
-    "patches": lambda image, seed=0: permute_patches(image, 4, seed),
+    "patches": lambda image, seed=0: permute_patches(image, (4, 4), seed),
     "pixels": lambda image, seed=0: permute_pixels(image, seed),
 }
 
@@ -41,7 +41,7 @@ def test_one_permutation_for_all_images(transform):
 
 
 def test_pixels_stay_in_their_patch_in_one_order_for_all():
-    out = permute_patches(indices(12, 20), 4, seed=0)[..., 0]
+    out = permute_patches(indices(12, 20), (4, 4), seed=0)[..., 0]
     cut = lambda x: x.reshape(3, 4, 5, 4).swapaxes(1, 2).reshape(15, 16)
     patches, originals = cut(out), cut(indices(12, 20)[..., 0])
     np.testing.assert_array_equal(
@@ -59,7 +59,7 @@ def test_a_mixer_with_permuted_weights_sees_no_difference(golden):
     params = golden.tree(data, "params/")
     model = MlpMixer(Patches((4, 4)), 7, 3, 24, 10, 40)
     images = data["images"]
-    permuted = np.stack([permute_patches(image, 4, seed=5) for image in images])
+    permuted = np.stack([permute_patches(image, (4, 4), seed=5) for image in images])
     assert not np.allclose(
         model.apply({"params": params}, permuted, train=False),
         data["logits"],
@@ -67,7 +67,7 @@ def test_a_mixer_with_permuted_weights_sees_no_difference(golden):
     )
 
     height, width = images.shape[1:3]
-    source = permute_patches(indices(height, width), 4, seed=5)[..., 0]
+    source = permute_patches(indices(height, width), (4, 4), seed=5)[..., 0]
     first = source[:4, :4]  # of the first patch: row and column of each pixel
     rows, columns = first // width % 4, first % width % 4
     kernel = params["stem"]["kernel"]
@@ -87,4 +87,4 @@ def test_a_mixer_with_permuted_weights_sees_no_difference(golden):
 
 def test_patches_that_do_not_divide_the_image():
     with pytest.raises(ValueError, match=r"12x20 pixels.*8x8"):
-        permute_patches(indices(12, 20), 8, seed=0)
+        permute_patches(indices(12, 20), (8, 8), seed=0)

@@ -152,3 +152,20 @@ def test_evaluation_leaves_damaged_images_out_and_tells(caplog):
     labels = np.concatenate([b["label"][b["mask"] == 1] for b in batches])
     assert list(labels) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert "skipping image 4" in caplog.text
+
+
+class SeveralLabels(Numbered):
+    def __getitem__(self, i):
+        return super().__getitem__(i)._replace(label=[(), (1,), (0, 2)][i % 3])
+
+
+def test_several_labels_become_rows_and_none_is_masked():
+    (batch,) = take(
+        pipeline.eval_batches(
+            SeveralLabels(6), EvalTransform(4), batch_size=8, num_classes=3
+        ),
+        None,
+    )
+    rows = [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
+    np.testing.assert_array_equal(batch["label"], [*rows, *rows, rows[0], rows[0]])
+    np.testing.assert_array_equal(batch["mask"], [0, 1, 1, 0, 1, 1, 0, 0])

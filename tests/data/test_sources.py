@@ -52,7 +52,7 @@ def test_folder_with_every_ending_and_one_class_list(tmp_path):
         ".webp",
         ".JPEG",
     }
-    assert all(decode(train[i].image).shape == (90, 120, 3) for i in range(9))
+    assert all(train[i].pixels().shape == (90, 120, 3) for i in range(9))
 
 
 def test_class_of_only_one_split_keeps_the_labels_equal_and_is_told(tmp_path, caplog):
@@ -116,7 +116,7 @@ def test_table_of_paths_and_labels(tmp_path):
     tabs.write_text("\n".join(["path\tlabel\tsplit", *rows]))
     dataset = open_dataset(str(tabs))
     assert (len(dataset.split("train")), len(dataset.split("test"))) == (1, 3)
-    assert decode(dataset.split("test")[0].image).shape == (90, 120, 3)
+    assert dataset.split("test")[0].pixels().shape == (90, 120, 3)
 
 
 def test_table_without_its_columns(tmp_path):
@@ -164,9 +164,26 @@ def test_tfds_reads_prepared_data_encoded(tfds_dir):
     for i in range(30):
         example = source[i]
         assert isinstance(example.image, bytes)
-        image = decode(example.image)
+        image = example.pixels()
         assert image.shape == (20, 30, 3)
         assert (image.min() >= 128) == example.label
+
+
+def test_tfds_images_with_several_labels(tfds_dir):
+    dataset = open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="real_label")
+    assert list(dataset.class_names) == ["low", "high"]
+    found = labels(dataset.split("test"))
+    assert {(), (0,), (1,), (0, 1)} == set(found)
+    with pytest.raises(DatasetError, match="no image with a class other_label"):
+        open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="other_label")
+
+
+def test_first_of_each_class(tmp_path):
+    root = write_folder(tmp_path, {"train/a": 5, "train/b": 2, "train/c": 4})
+    source = open_dataset(str(root)).split("train")
+    few = sources.first_of_each_class(source, 3, 3)
+    assert labels(few) == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert few[0].name == source[0].name
 
 
 @pytest.mark.parametrize("expression", ["valid", "train[:x]", "train[3:3]"])

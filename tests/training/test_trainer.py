@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
+from configs import common, digits
 from mixer_jax.data import pipeline
 from mixer_jax.training import trainer
 from mixer_jax.weights.npz import read_checkpoint
@@ -242,3 +242,88 @@ def test_float32_transfer_trains_about_the_same(tmp_path):
     )
     assert abs(uint8["loss"] - exact["loss"]) < 0.05
     assert uint8["loss"] != exact["loss"]
+
+
+def test_durations_in_epochs_and_examples(tmp_path):
+    config = tiny_config(
+        total_steps=0, total_epochs=0.1, warmup_steps=0, warmup_examples=48
+    )
+    steps = trainer.in_steps(config, num_examples=1433)
+    assert (steps.total_steps, steps.warmup_steps) == (9, 3)
+    results = trainer.train_and_evaluate(config, tmp_path)
+    train = [row for row in rows(tmp_path) if "train/loss" in row]
+    assert train[-1]["step"] == 9
+    np.testing.assert_allclose(train[-1]["train/epoch"], 9 * 16 / 1433)
+    assert results["count"] == 364
+    assert trainer.train_and_evaluate(config, tmp_path) == results  # the same config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"total_epochs": 2.0}, "total_steps 12 and total_epochs 2.0: give one"),
+        ({"total_steps": 0}, "no steps"),
+        ({"warmup_epochs": 1.0}, "warmup_steps 2 and warmup_epochs 1.0"),
+    ],
+)
+def test_durations_given_twice_or_never(tmp_path, overrides, message):
+    with pytest.raises(trainer.ConfigError, match=message):
+        trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
+
+
+def test_evaluators_have_their_own_split_labels_and_cadence(tmp_path, tfds_dir):
+    config = tiny_config(
+        dataset="tiny_shapes", tfds_data_dir=tfds_dir, eval_every=6, batch_eval=16
+    )
+    common.add_evaluator(config, "minival", split="train[30:]", every=4)
+    common.add_evaluator(config, "real", label_key="real_label")
+    common.add_evaluator(
+        config, "probe", type="fewshot", dataset="digits", shots=(1, 5), every=12
+    )
+    trainer.train_and_evaluate(config, tmp_path)
+    seen = {}
+    for row in rows(tmp_path):
+        for key, value in row.items():
+            if key.endswith(("/count", "/1shot", "/5shot")):
+                seen.setdefault(key, {})[row["step"]] = value
+    assert seen["test/count"] == {6: 14, 12: 14}
+    assert seen["minival/count"] == {4: 10, 8: 10, 12: 10}
+    assert seen["real/count"] == {6: 9, 12: 9}  # 5 of 14 have no label
+    assert seen["probe/1shot"].keys() == {12}
+    assert 0 < seen["probe/1shot"][12] < seen["probe/5shot"][12] <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "knn"}, "evals.other.type is 'knn'; expected classification"),
+        ({"dataset": "tiny_shapes"}, "evals.other has 2 classes, and the run 10"),
+    ],
+)
+def test_evaluators_that_cannot_be(tmp_path, tfds_dir, values, message):
+    config = tiny_config(tfds_data_dir=tfds_dir)
+    common.add_evaluator(config, "other", **values)
+    with pytest.raises(trainer.ConfigError, match=message):
+        trainer.train_and_evaluate(config, tmp_path)
+
+
+def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
+    config = tiny_config(lr_multipliers=(("head/.*", 1.0), (".*", 0.0)))
+    trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(7):
+        trainer.train_and_evaluate(config, tmp_path / "killed")
+    trainer.train_and_evaluate(config, tmp_path / "killed")
+    final = final_params(tmp_path / "whole")
+    assert_bit_equal(final_params(tmp_path / "killed"), final)
+    trainer.train_and_evaluate(
+        tiny_config(total_steps=1, base_lr=0.0), tmp_path / "start"
+    )
+    start = final_params(tmp_path / "start")
+    assert abs(final.pop("head")["kernel"] - start.pop("head")["kernel"]).max() > 0
+    assert_bit_equal(final, start)
+
+
+def test_frozen_nothing_is_an_error_of_the_config(tmp_path):
+    config = tiny_config(lr_multipliers=(("heads/.*", 0.0),))
+    with pytest.raises(trainer.ConfigError, match="heads"):
+        trainer.train_and_evaluate(config, tmp_path)

@@ -1,0 +1,107 @@
+"""Makes benchmarks/plan.md: plans of B/16, L/16 and H/14 beside naive steps.
+
+    python benchmarks/plan.py
+
+needs the extra `tpu` and hours of compiling. Each row is written as soon as it is
+known, and a second call adds the missing ones. The naive step is in float32, without
+rematerialization, and with a copy of the state on every chip.
+"""
+
+import argparse
+import importlib
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs
+
+from mixer_jax.plan import Plan, plan
+
+PATH = pathlib.Path(__file__).with_suffix(".md")
+NAIVE = {"model.dtype": "float32", "model.remat": "none", "mesh.fsdp": 1}
+
+# Config, topology, images of an update, and devices that share a copy of the state.
+ROWS = [
+    ("b16", "v5e:2x4", 512, 1),
+    ("h14", "v5e:4x4", 512, 16),
+    ("l16", "v5e:2x4", 512, 8),
+    ("h14", "v5e:2x4", 512, 8),
+    ("b16", "v4:2x2x2", 1024, 1),
+    ("b16", "v5e:16x16", 4096, 1),
+    ("b16", "v5p:2x2x2", 1024, 1),
+    ("l16", "v4:2x2x2", 1024, 8),
+    ("l16", "v5p:2x2x2", 1024, 8),
+    ("l16", "v5e:16x16", 4096, 16),
+    ("h14", "v4:2x2x2", 512, 8),
+    ("h14", "v5p:2x2x2", 1024, 8),
+    ("h14", "v5e:16x16", 4096, 16),
+]
+HEADER = """# Plans
+
+Made by `python benchmarks/plan.py` with jax {jax} and libtpu; 224 pixels, 1000 classes,
+one update with accum_steps 1. Memory and work are of one chip. The bounds follow from
+published peaks (mixer_jax/plan.py) and are no measurements: no TPU was at hand. The
+naive step is in float32, without rematerialization, with the state on every chip; the
+other is what the config gives on TPU: bfloat16, remat "blocks".
+
+| model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits \
+| TFLOP | GB moved | bound ms | at most images/s | compiled in s |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def key(name: str, topology: str, batch: int, step: str) -> str:
+    """Returns the start of a row, which tells it from all others."""
+    return f"| {name} | {topology} | {batch} | {step} |"
+
+
+def format_row(result: Plan, name: str, step: str) -> str:
+    """Returns one row of the table."""
+    state = result.params_bytes + result.opt_state_bytes
+    cells: list[Any] = [
+        result.config.mesh.fsdp,
+        f"{state / 1e9:.2f}",
+        f"{result.temporary_bytes / 1e9:.2f}",
+        f"{result.peak_bytes / 1e9:.2f}",
+        "yes" if result.fits else "no",
+    ]
+    if result.counts is None:
+        cells += ["-"] * 4
+    else:
+        cells += [
+            f"{result.counts.flops / 1e12:.2f}",
+            f"{result.counts.bytes_accessed / 1e9:.1f}",
+            f"{1e3 * result.bound_secs:.1f}",
+            f"{result.images_per_sec_bound:,.0f}",
+        ]
+    cells.append(f"{result.compile_secs:.0f}")
+    start = key(name, result.topology, result.config.batch, step)
+    return f"{start} {' | '.join(map(str, cells))} |\n"
+
+
+def main() -> None:
+    """Adds the rows that the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="rows whose key holds this text")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    if not PATH.exists():
+        PATH.write_text(HEADER.format(jax=jax.__version__))
+    for step, changes in (("default", {}), ("naive", NAIVE)):
+        for name, topology, batch, fsdp in ROWS:
+            start = key(name, topology, batch, step)
+            if start in PATH.read_text() or args.only not in start:
+                continue
+            config = importlib.import_module(f"configs.{name}").get_config()
+            values = {"batch": batch, "accum_steps": 1, "mesh.fsdp": fsdp} | changes
+            config.update_from_flattened_dict(values)
+            result = plan(config, topology, search=False)
+            print(result, flush=True)
+            with PATH.open("a") as file:
+                file.write(format_row(result, name, step))
+
+
+if __name__ == "__main__":
+    main()

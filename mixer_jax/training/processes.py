@@ -1,0 +1,142 @@
+"""Several processes that make one run: starting them, and taking turns.
+
+With one process for each host (TPU) or device (GPU under SLURM), jax.distributed
+connects them; from then on jax.devices() are the devices of all.
+"""
+
+import importlib.util
+import ipaddress
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+# What a launcher sets for each process that it starts, and from which JAX reads the
+# rest: SLURM's srun, and Open MPI's mpirun.
+LAUNCHERS = (
+    {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
+     "SLURM_LOCALID"},
+    {"OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
+)  # fmt: skip
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot be connected, or another one failed."""
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connects the processes of a run. Call it before any other use of JAX.
+
+    What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Without any of them, TPU hosts and what srun or mpirun started are
+    recognised; anything else is a run of one process, for which nothing is done.
+
+    Args:
+      coordinator: host:port of process 0, on which it listens; if the host is this
+        machine's loopback, on no other interface.
+      num_processes: how many there are.
+      process_id: of this one, from 0.
+
+    Raises:
+      ProcessError: only some of the three are known, they contradict each other, or
+        the processes did not find each other.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if num_processes is None:
+        num_processes = _int_from_environment("JAX_NUM_PROCESSES")
+    if process_id is None:
+        process_id = _int_from_environment("JAX_PROCESS_ID")
+    given = [coordinator, num_processes, process_id]
+    if all(x is None for x in given):
+        if _has_launcher() or _is_tpu_host():
+            jax.distributed.initialize()
+        return
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ProcessError(
+            f"Got coordinator {coordinator}, num_processes {num_processes} and "
+            f"process_id {process_id}. Give all three, or none to have TPU hosts, srun "
+            "and mpirun recognised."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ProcessError(
+            f"process_id is {process_id}; with {num_processes} processes it is from 0 "
+            f"to {num_processes - 1}."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ProcessError(
+            f"coordinator is {coordinator!r}; expected host:port of process 0, such as "
+            "10.0.0.2:8476, or localhost:8476."
+        )
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        coordinator_bind_address=coordinator if _is_loopback(host) else None,
+        # Given all this, what a launcher says about devices is not asked.
+        cluster_detection_method="deactivate",
+    )
+
+
+def first_process_first(fn: Callable[[], T]) -> T:
+    """Returns fn(), called in process 0 and, once that is done, in the others.
+
+    So process 0 alone downloads and prepares what they share; where hosts share no
+    disk, each does so for itself.
+
+    Raises:
+      ProcessError: process 0 raised something; there, that is raised.
+    """
+    if jax.process_count() == 1:
+        return fn()
+    is_first = jax.process_index() == 0
+    result, error = None, None
+    if is_first:
+        try:
+            result = fn()
+        except Exception as caught:  # raised below, once the others know
+            error = caught
+    failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise ProcessError("Process 0 failed; its message says why.")
+    return result if is_first else fn()  # type: ignore[return-value]
+
+
+def _int_from_environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise ProcessError(f"{name} is {value!r} in the environment, not a number.")
+    return int(value)
+
+
+def _has_launcher() -> bool:
+    return any(names <= os.environ.keys() for names in LAUNCHERS)
+
+
+def _is_tpu_host() -> bool:
+    dev = pathlib.Path("/dev")
+    has_chips = any([*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")])
+    platforms = jax.config.read("jax_platforms")
+    wanted = not platforms or "tpu" in platforms
+    return has_chips and wanted and importlib.util.find_spec("libtpu") is not None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
