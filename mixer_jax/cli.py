@@ -165,7 +165,8 @@ def evaluate(
     _print_report(report, f"{dataset} {split}", transform)
     if json_file:
         about = {"model": model, "dataset": dataset, "split": split}
-        about |= {"transform": dataclasses.asdict(transform)} | report.as_dict()
+        cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
+        about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     if confusion_matrix:

@@ -148,7 +148,7 @@ def test_unreadable_files_are_named_and_the_rest_go_on(
     status, output, messages = mixer_jax(*args, "--top-k", 2)
     assert status == 1
     assert len(output.splitlines()) == 2 * len(list(pictures.glob("7_*")))
-    assert f"{tmp_path}/broken.png: the file is damaged or not an image" in messages
+    assert f"{tmp_path}/broken.png: damaged or not an image" in messages
     status, printed, _ = mixer_jax(*args, "--format", "csv", "--output", tmp_path / "o")
     assert (status, printed) == (1, "")
     assert (tmp_path / "o").read_text().startswith("file,rank,class,name,probability\n")

@@ -5,8 +5,31 @@ permuted to match; a CNN does not.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+PERMUTATIONS = ("patches", "pixels")
+PERMUTE_SEED = 0  # one permutation for all runs, whatever their seed
+
+
+def create_permute(
+    name: str | None, patch_size: Sequence[int]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Returns the function that a config's pp.permute names, None for none.
+
+    Args:
+      name: one of PERMUTATIONS; None or "" for none.
+      patch_size: (height, width) of the model's patches in pixels.
+    """
+    if name == "patches":
+        height, width = patch_size
+        return functools.partial(
+            permute_patches, patch_size=(height, width), seed=PERMUTE_SEED
+        )
+    if name == "pixels":
+        return functools.partial(permute_pixels, seed=PERMUTE_SEED)
+    return None
 
 
 def permute_patches(

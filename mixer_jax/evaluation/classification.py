@@ -119,21 +119,32 @@ def evaluate_dataset(
       batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
-      the report; its loss is softmax cross-entropy.
+      the report; its loss is the run's, softmax cross-entropy where there was no run.
 
     Raises:
       CheckpointError: the model has no head.
-      DatasetError: the split is not there, has classes that the model has not, or no
-        image that can be read.
+      DatasetError: the split is not there, has classes that the model has not, no or
+        several labels for an image, or no image that can be read.
     """
     if not loaded.model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
     names, labels = _match_classes(loaded, dataset.class_names)
-    source: Source = _Relabelled(dataset.split(split), labels)
+    source = dataset.split(split)
+    first = source[0].label
+    if isinstance(first, tuple):
+        raise DatasetError(
+            "Images of this dataset have several labels. Evaluate them in a run: see "
+            "add_evaluator in configs/common.py."
+        )
+    if first < 0:
+        raise DatasetError(f"The images of {split} have no labels to compare with.")
+    source = _Relabelled(source, labels)
+    sigmoid = (loaded.config or {}).get("loss") == "sigmoid"
+    loss_fn = losses.sigmoid_cross_entropy if sigmoid else losses.softmax_cross_entropy
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params, sharding.replicated(mesh))
-    step = jax.jit(make_report_step(loaded.model, losses.softmax_cross_entropy))
+    step = jax.jit(make_report_step(loaded.model, loss_fn))
     rows = eval_batches(source, transform or loaded.transform, batch_size=batch_size)
     kept: list[tuple[jax.Array, ...]] = []
 
@@ -202,6 +213,7 @@ class _Relabelled:
 
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
+        assert isinstance(example.label, int), "one label for each image"
         return example._replace(label=int(self.labels[example.label]))
 
 

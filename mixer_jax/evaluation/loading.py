@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer, Patches
 from mixer_jax.weights.layout import CheckpointError, infer_model
@@ -137,13 +140,22 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
 
         params = read_latest_params(workdir)
     fields, pp = dict(config["model"]), config["pp"]
-    fields["patches"] = Patches(tuple(fields["patches"]["size"]))
+    patch_size = tuple(fields["patches"]["size"])
+    if fields["dtype"] is None:  # as in training: what the devices are fast at
+        fields["dtype"] = "bfloat16" if jax.default_backend() == "tpu" else "float32"
     fields |= {"remat": "none", "scan_blocks": False}  # these are for training
+    fields |= {"patches": Patches(patch_size)}
     num_classes = infer_model(params).num_classes
     return LoadedModel(
         MlpMixer(num_classes=num_classes, **fields),
         params,
-        EvalTransform(pp["crop"], pp["evaluation"], pp["resize"], pp["transfer"]),
+        EvalTransform(
+            pp["crop"],
+            pp["evaluation"],
+            pp["resize"],
+            pp["transfer"],
+            create_permute(pp.get("permute"), patch_size),
+        ),
         _read_json(names) if names.exists() else None,
         config,
     )

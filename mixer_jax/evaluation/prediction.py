@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixer_jax.data.preprocess import EvalTransform, ImageError, decode
-from mixer_jax.data.sources import IMAGE_ENDINGS
+from mixer_jax.data.preprocess import EvalTransform, ImageError
+from mixer_jax.data.sources import IMAGE_ENDINGS, Example
 from mixer_jax.evaluation.loading import LoadedModel
 from mixer_jax.training.step import to_model_input
 from mixer_jax.weights.layout import CheckpointError
@@ -115,9 +115,7 @@ def predict(
 
     def read(file: str) -> np.ndarray | str:
         try:
-            return transform(decode(pathlib.Path(file).read_bytes(), upright=True))
-        except OSError as error:
-            return error.strerror or str(error)
+            return transform(Example(pathlib.Path(file), 0, file).pixels())
         except ImageError as error:
             return str(error)
 

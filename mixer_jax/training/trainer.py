@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mixer_jax.data import pipeline, preprocess, sources
-from mixer_jax.data.permute import permute_patches, permute_pixels
+from mixer_jax.data.permute import PERMUTATIONS, create_permute
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
 from mixer_jax.model import REMAT_POLICIES, MlpMixer, Patches
@@ -51,9 +51,6 @@ from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
-
-PERMUTATIONS = ("patches", "pixels")
-PERMUTE_SEED = 0  # one permutation for all runs, whatever their seed
 
 LOSSES = {
     "softmax": losses.softmax_cross_entropy,
@@ -228,13 +225,7 @@ def open_data(config: Config) -> Data:
     train_default, test_default = sources.default_splits(config.dataset)
     train_split = config.pp.train or train_default
     test_split = config.pp.test or test_default
-    permute = None
-    if config.pp.permute == "patches":
-        permute = functools.partial(
-            permute_patches, patch_size=config.model.patches.size, seed=PERMUTE_SEED
-        )
-    elif config.pp.permute == "pixels":
-        permute = functools.partial(permute_pixels, seed=PERMUTE_SEED)
+    permute = create_permute(config.pp.permute, config.model.patches.size)
     data = Data(
         config,
         list(dataset.class_names),

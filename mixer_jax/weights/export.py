@@ -65,14 +65,15 @@ def export_stablehlo(
       features: give pre_logits [n, hidden_dim] instead of logits [n, num_classes].
 
     Raises:
+      ExportError: `transform` permutes pixels.
       CheckpointError: `path` is a URL.
       ValueError: the parameters are not for the model, or for another image size.
     """
+    about = _describe(model, transform, class_names, features)
     function = _forward(model, params, features)
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *_image_shape(transform)), jnp.uint8)
     exported = export.export(jax.jit(function), platforms=PLATFORMS)(images)
-    about = _describe(model, transform, class_names, features)
     _write(path, exported.serialize(), {"format": "stablehlo"} | about)
 
 
@@ -90,7 +91,8 @@ def export_onnx(
     The output is called `logits`, or `pre_logits` with features.
 
     Raises:
-      ExportError: the extra `onnx` is not installed, or the model is over 2 GiB.
+      ExportError: as above, the extra `onnx` is not installed, or the model is over
+        2 GiB.
       CheckpointError: `path` is a URL.
       ValueError: the parameters are not for the model, or for another image size.
     """
@@ -146,6 +148,11 @@ def _describe(
     features: bool,
 ) -> dict[str, Any]:
     """What the JSON file says."""
+    if transform.permute:
+        raise ExportError(
+            "The run permuted its images' pixels (pp.permute), which an exported model "
+            "cannot ask of its users."
+        )
     steps = _RESIZED[transform.evaluation].format(**dataclasses.asdict(transform))
     if transform.evaluation != "resize_small_then_central_crop":
         steps += _BILINEAR

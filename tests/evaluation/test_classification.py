@@ -5,10 +5,10 @@ import os
 import jax
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 
 from mixer_jax.data.preprocess import decode
-from mixer_jax.data.sources import DatasetError, open_dataset
+from mixer_jax.data.sources import DatasetError, Example, open_dataset
 from mixer_jax.evaluation import classification
 from mixer_jax.evaluation.loading import imagenet_names
 from mixer_jax.training.losses import softmax_cross_entropy
@@ -60,6 +60,30 @@ def test_report_equals_what_numpy_makes_of_the_logits(
     accuracies, counts = report.class_accuracies()
     np.testing.assert_array_equal(counts, [3] * 7)
     np.testing.assert_allclose(accuracies, np.diag(matrix) / 3)
+
+
+def test_the_loss_is_the_run_s(loaded, folder, logits):
+    root, images, labels = folder
+    run = dataclasses.replace(loaded, config={"loss": "sigmoid"})
+    report = classification.evaluate_dataset(run, open_dataset(str(root)), "train")
+    scores, targets = logits(images), np.eye(7)[labels]
+    losses = -log_expit(scores) * targets - log_expit(-scores) * (1 - targets)
+    assert report.metrics["loss"] == pytest.approx(losses.sum(1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [(-1, "have no labels"), ((1, 2), "have several labels")]
+)
+def test_datasets_without_one_label_for_each_image(loaded, label, message):
+    class Odd:
+        class_names = loaded.class_names
+
+        def split(self, expression):
+            del expression
+            return [Example(np.zeros((16, 16, 3), np.uint8), label, "odd")]
+
+    with pytest.raises(DatasetError, match=message):
+        classification.evaluate_dataset(loaded, Odd(), "test")
 
 
 def test_predictions_cost_no_second_forward_pass(loaded):

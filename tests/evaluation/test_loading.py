@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from mixer_jax.data.permute import PERMUTE_SEED, permute_patches
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.evaluation.loading import imagenet_names, imagenet_synsets, load_model
 from mixer_jax.weights import layout, npz, timm
@@ -49,6 +50,18 @@ def test_a_run_brings_its_model_transform_and_names(loaded, workdir):
     assert found.class_names == loaded.class_names
     assert found.config == RUN
     assert load_model(workdir, gelu="tanh").model.gelu == "tanh"
+
+
+def test_what_a_run_leaves_open_or_adds(workdir):
+    config = json.loads(json.dumps(RUN))
+    config["model"] |= {"dtype": None, "remat": "blocks", "scan_blocks": True}
+    config["pp"] |= {"permute": "patches", "evaluation": "resize", "transfer": "uint8"}
+    (workdir / "config.json").write_text(json.dumps(config))
+    found = load_model(workdir)
+    assert (found.model.dtype, found.model.scan_blocks) == ("float32", False)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    permuted = permute_patches(image, (4, 4), PERMUTE_SEED)
+    np.testing.assert_array_equal(found.transform(image), permuted)
 
 
 def test_files_bring_what_they_can(loaded, tmp_path):

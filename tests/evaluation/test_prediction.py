@@ -57,7 +57,7 @@ def test_predictions_equal_the_softmax_of_the_logits(
     found = list(prediction.predict(loaded, files, top_k=3, batch_size=batch_size))
     assert [x.file for x in found] == files
     broken = found.pop(2)
-    assert broken.error == "the file is damaged or not an image"
+    assert "JPEG is" in broken.error
     assert not broken.classes
     for x, scores in zip(found, softmax(logits(images), axis=1), strict=True):
         assert x.error is None

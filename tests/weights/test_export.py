@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform, scale
 from mixer_jax.weights import export
 
@@ -110,6 +111,15 @@ def test_description_says_how_to_use_the_file(tiny, params, tmp_path):
     assert about["output"]["name"] == "pre_logits"
     assert about["output"]["shape"] == ["n", 12]
     assert about["class_names"] is None  # they are not what the numbers stand for
+
+
+def test_model_of_permuted_images_is_not_exported(tiny, params, tmp_path):
+    transform = EvalTransform(16, permute=create_permute("pixels", (4, 4)))
+    with pytest.raises(export.ExportError, match=r"permuted its images' pixels"):
+        export.export_stablehlo(
+            tmp_path / "a", tiny.sizes.create_model(), params, transform
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_when_it_fails(tiny, params, tmp_path, monkeypatch):
