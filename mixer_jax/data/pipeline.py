@@ -16,7 +16,7 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import Example, Source
+from mixer_jax.data.sources import DatasetError, Example, Source
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ def train_batches(
     unreadable = _Unreadable()
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        if example.label in ((), -1):
+            raise DatasetError(
+                f"{example.name} has no label; train on a split that has them."
+            )
         for _ in range(100):
             image = unreadable.decode_or_none(example)
             if image is not None:
@@ -135,7 +139,7 @@ def eval_batches(
         return {
             "image": blank if image is None else transform(image),
             "label": label_row(label),
-            "mask": np.float32(image is not None and label != ()),
+            "mask": np.float32(image is not None and label not in ((), -1)),
         }
 
     def label_row(label: int | tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from mixer_jax.data import pipeline
 from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import Example
+from mixer_jax.data.sources import DatasetError, Example
 
 from ..examples import encode
 
@@ -141,6 +141,22 @@ def test_evaluation_counts_every_example_once(length, processes):
 
 def wide_item(self, i):
     return Example(np.zeros((6, 6, 3), np.uint8), i, f"image {i}")
+
+
+class Unlabelled(Numbered):
+    """As the test splits that TensorFlow Datasets has for some competitions."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i)._replace(label=-1)
+
+
+def test_examples_without_labels_are_not_scored_and_cannot_be_trained_on():
+    batches = take(
+        pipeline.eval_batches(Unlabelled(3), EvalTransform(4), batch_size=4), None
+    )
+    assert not batches[0]["mask"].any()
+    with pytest.raises(DatasetError, match="has no label"):
+        take(pipeline.train_batches(Unlabelled(20), WHOLE, batch_size=4, seed=0), 1)
 
 
 def test_evaluation_leaves_damaged_images_out_and_tells(caplog):
