@@ -161,8 +161,10 @@ def draw_runs(
         Line2D([], [], color="black", linestyle=styles[split], label=split)
         for split in splits
     ]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fitting = max(55 * columns // (longest + 8), 1)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 6)
+        handles=handles, loc="outside lower center", ncols=min(len(handles), fitting)
     )
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
