@@ -355,7 +355,8 @@ def preview(
     data = trainer.open_data(loaded)
     draw_preview(
         output,
-        title=f"{loaded.dataset}, {loaded.pp.crop} x {loaded.pp.crop} pixels",
+        title=f"What the model sees of {loaded.dataset}: "
+        f"{loaded.pp.crop} x {loaded.pp.crop} pixels",
         train_source=data.train_source,
         test_source=data.test_source,
         train_transform=data.train_transform,

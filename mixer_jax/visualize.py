@@ -104,6 +104,7 @@ def draw_runs(
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter
 
     folders = [pathlib.Path(workdir).resolve() for workdir in workdirs]
     same_names = Counter(folder.name for folder in folders)
@@ -124,8 +125,9 @@ def draw_runs(
         {metric for _, metric in curves} - {"count"},
         key=lambda x: (known.index(x) if x in known else len(known), x),
     )
-    # Training first: it is in most panels.
-    splits = sorted({split for split, _ in curves}, key=lambda x: (x != "train", x))
+    splits = sorted(
+        {split for split, _ in curves}, key=lambda x: (x != "train", x != "test", x)
+    )
     styles = {x: LINE_STYLES[i % len(LINE_STYLES)] for i, x in enumerate(splits)}
     palette: Callable[[int], tuple] = colormaps["tab10" if len(runs) <= 10 else "tab20"]
     colors = {run: palette(i % 20) for i, run in enumerate(runs)}
@@ -150,6 +152,7 @@ def draw_runs(
                         markersize=4,
                     )
         axes.set(title=METRIC_TITLES.get(metric, metric), xlabel="step")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k
         axes.grid(alpha=0.3)
         if metric.startswith("top"):
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
@@ -158,8 +161,10 @@ def draw_runs(
         Line2D([], [], color="black", linestyle=styles[split], label=split)
         for split in splits
     ]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fitting = max(55 * columns // (longest + 8), 1)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 6)
+        handles=handles, loc="outside lower center", ncols=min(len(handles), fitting)
     )
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)

@@ -7,9 +7,9 @@ import pytest
 
 from mixer_jax.data import pipeline
 from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import DatasetError, Example
+from mixer_jax.data.sources import DatasetError, Example, open_dataset
 
-from ..examples import encode
+from ..examples import encode, write_mixed_folder
 
 
 class Numbered:
@@ -104,6 +104,18 @@ def test_damaged_images_are_replaced_and_told_once(caplog):
     assert caplog.text.count("skipping image 3:") == 1
     assert caplog.text.count("skipping image 11:") == 1
     equal(batches, train(10, damaged=[3, 11]))
+
+
+def test_training_on_a_folder_goes_on_without_its_damaged_files(tmp_path, caplog):
+    damaged = write_mixed_folder(tmp_path, 60, 12)
+    damaged_train = {file for file in damaged if "/train/" in file}
+    source = open_dataset(str(tmp_path)).split("train")
+    batches = pipeline.train_batches(source, WHOLE, batch_size=len(source), seed=0)
+    with caplog.at_level(logging.WARNING):
+        (batch,) = take(batches, 1)
+    assert len(batch["image"]) == len(source)
+    told = [record.message for record in caplog.records]
+    assert {x.split(":")[0].removeprefix("skipping ") for x in told} == damaged_train
 
 
 def test_nothing_but_damaged_images_is_an_error():

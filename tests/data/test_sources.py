@@ -4,12 +4,13 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mixer_jax.data import sources
 from mixer_jax.data.preprocess import decode
 from mixer_jax.data.sources import DatasetError, open_dataset
 
-from ..examples import encode, write_folder
+from ..examples import encode, photographs, write_folder
 
 
 def labels(source: sources.Source) -> list[int]:
@@ -214,3 +215,65 @@ def test_usual_splits():
 def test_encode_round_trip():
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     np.testing.assert_array_equal(decode(encode(image)), image)
+
+
+def test_photographs_of_users_are_turned_upright_and_stored_ones_are_not(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image = Image.fromarray(photographs()[0])
+    for split in ("train", "test"):
+        path = tmp_path / split / "a" / "0.jpg"
+        path.parent.mkdir(parents=True)
+        image.save(path, exif=exif)
+    example = open_dataset(str(tmp_path)).split("train")[0]
+    assert example.pixels().shape == (640, 427, 3)
+    stored = example._replace(image=path.read_bytes())
+    assert stored.pixels().shape == (427, 640, 3)
+
+
+def test_split_folder_without_images_is_left_out_and_told(tmp_path, caplog):
+    root = write_folder(tmp_path, {"train/a": 1, "test/a": 1, "notes/figures": 0})
+    (root / "notes/figures/readme.txt").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(str(root))
+    assert dataset.class_names == ["a"]
+    assert list(dataset.split_names) == ["test", "train"]
+    assert "no images in notes; left out" in caplog.text
+
+
+def test_images_outside_of_class_folders_are_told(tmp_path, caplog):
+    root = write_folder(tmp_path, {"train/a": 1, "test/a": 1})
+    (root / "train/loose.jpg").touch()
+    with caplog.at_level(logging.WARNING):
+        assert len(open_dataset(str(root)).split("train")) == 1
+    assert "left out 1 images that are in no class's folder" in caplog.text
+    assert "loose.jpg" in caplog.text
+
+
+def test_split_folders_of_other_names_are_not_taken_for_classes(tmp_path):
+    root = write_folder(tmp_path, {"Training/a": 1, "Testing/a": 1})
+    with pytest.raises(DatasetError, match="folders Testing, Training, but no train"):
+        open_dataset(str(root))
+
+
+def test_missing_split_names_one_that_is_there(tmp_path):
+    root = write_folder(tmp_path, {"train/a": 1, "val/a": 1})
+    with pytest.raises(DatasetError, match=r"no split 'test'.*--config.pp.test=val"):
+        open_dataset(str(root)).split("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,label\n", "no lines below the header"),
+        (b"path;label\na.jpg;x\n", r"\['path;label'\].*separated by ','"),
+        (b"path,label\n,x\n", "line 2: found .* Expected a path and a label"),
+        (b"path,label\nnot/here.jpg,x\n", r"line 2: there is no file .*not/here.jpg"),
+        (b"path,label\n\xe9.jpg,x\n", "is no UTF-8 table"),
+    ],
+)
+def test_bad_tables(tmp_path, content, message):
+    table = tmp_path / "labels.csv"
+    table.write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(str(table))

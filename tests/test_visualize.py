@@ -1,0 +1,122 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
+from mixer_jax.data.sources import open_dataset
+from mixer_jax.visualize import draw_preview, draw_runs, read_metrics
+
+from .examples import write_folder, write_mixed_folder
+
+
+def write_run(workdir, steps=40, end=""):
+    """Metrics as a run writes them."""
+    workdir.mkdir(parents=True)
+    rows = [
+        {
+            "step": step,
+            "train/loss": 1 / step,
+            "train/learning_rate": 1e-3,
+            "train/images_per_sec": 100.0,
+        }
+        for step in range(10, steps + 1, 10)
+    ]
+    rows.append({"step": steps, "test/top1": 0.5, "test/loss": 0.1, "test/count": 8.0})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (workdir / "metrics.jsonl").write_text(text + end)
+    return workdir
+
+
+def test_metrics_of_a_run_that_is_being_written(tmp_path):
+    whole = read_metrics(write_run(tmp_path / "a"))
+    assert whole["train", "loss"] == [(10, 0.1), (20, 0.05), (30, 1 / 30), (40, 0.025)]
+    assert whole["test", "top1"] == [(40, 0.5)]
+    assert read_metrics(write_run(tmp_path / "b", end='{"step": 50, "tr')) == whole
+
+
+def test_damaged_metrics_name_file_and_line(tmp_path):
+    workdir = write_run(tmp_path / "a", end="no JSON\n{}\n")
+    with pytest.raises(ValueError, match=r"a/metrics.jsonl, line 6: found 'no JSON'"):
+        read_metrics(workdir)
+    with pytest.raises(FileNotFoundError, match=r"Is .*nowhere a run's workdir"):
+        read_metrics(tmp_path / "nowhere")
+
+
+def shown_texts(monkeypatch):
+    """Collects the texts of every figure that is saved."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    texts = []
+    save = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        texts.extend(x.get_text() for x in figure.findobj(Text))
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return texts
+
+
+def test_runs_are_drawn_with_their_names(tmp_path, monkeypatch):
+    texts = shown_texts(monkeypatch)
+    runs = [write_run(tmp_path / name) for name in ("one", "x/two", "y/two")]
+    draw_runs(tmp_path / "out.png", runs)
+    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    # Folders of the same name are told apart by their paths.
+    assert {"one", str(runs[1]), str(runs[2]), "train", "test"} <= set(texts)
+    titles = ["loss", "top-1 accuracy", "learning rate", "images per second"]
+    assert [text for text in texts if text in titles] == titles
+    assert "count" not in texts
+
+
+def test_runs_without_metrics(tmp_path):
+    workdir = tmp_path / "new"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="no metrics yet"):
+        draw_runs(tmp_path / "out.png", [workdir])
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("transfer", ["uint8", "float32"])
+def test_preview_shows_labels_and_leaves_damaged_images_out(
+    tmp_path, monkeypatch, transfer, caplog
+):
+    texts = shown_texts(monkeypatch)
+    write_mixed_folder(tmp_path / "photos", 40, 20)
+    dataset = open_dataset(str(tmp_path / "photos"))
+    draw_preview(
+        tmp_path / "out.png",
+        title="the title",
+        train_source=dataset.split("train"),
+        test_source=dataset.split("test"),
+        train_transform=TrainTransform(24, transfer=transfer),
+        eval_transform=EvalTransform(24, transfer=transfer),
+        class_names=["temple", "a flower with a very long name"],
+        num_rows=2,
+    )
+    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    assert "the title" in texts
+    # One training image of each class in four augmentations, and test images.
+    assert texts.count("temple") >= 5
+    assert texts.count("a flower with a very …") >= 5
+
+
+def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
+    root = write_folder(tmp_path / "photos", {"train/a": 1, "test/a": 1})
+    dataset = open_dataset(str(root))
+    draw_preview(
+        tmp_path / "out.png",
+        title="",
+        train_source=dataset.split("train"),
+        test_source=dataset.split("test"),
+        train_transform=TrainTransform(8, (1, 1), (1, 1), flip=False),
+        eval_transform=EvalTransform(8),
+        class_names=["a"],
+    )
+    image = cv2.imread(str(tmp_path / "out.png"))
+    assert image.shape[1] > image.shape[0]  # one row
+    assert len(np.unique(image)) > 10
