@@ -46,8 +46,8 @@ published peaks (mixer_jax/plan.py) and are no measurements: no TPU was at hand.
 naive step is in float32, without rematerialization, with the state on every chip; the
 other is what the config gives on TPU: bfloat16, remat "blocks".
 
-| model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits | \
-TFLOP | GB moved | bound ms | at most images/s | compiled in s |
+| model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits \
+| TFLOP | GB moved | bound ms | at most images/s | compiled in s |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
@@ -68,7 +68,7 @@ def format_row(result: Plan, name: str, step: str) -> str:
         "yes" if result.fits else "no",
     ]
     if result.counts is None:
-        cells += ["–"] * 4
+        cells += ["-"] * 4
     else:
         cells += [
             f"{result.counts.flops / 1e12:.2f}",

@@ -130,7 +130,7 @@ def _has_launcher() -> bool:
 def _is_tpu_host() -> bool:
     dev = pathlib.Path("/dev")
     has_chips = any([*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")])
-    platforms = jax.config.read("jax_platforms")
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     wanted = not platforms or "tpu" in platforms
     return has_chips and wanted and importlib.util.find_spec("libtpu") is not None
 
