@@ -1,0 +1,65 @@
+"""Times L/16 from the model's definition to the end of the first step, scanned or not.
+
+    python benchmarks/first_step.py
+
+on CPU, in a process of its own each time and without a compilation cache. What counts
+is the ratio: both do the same, and most of it is compiling.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+
+CODE = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+sys.path.insert(0, ".")
+from configs import {config} as module
+from mixer_jax.training import sharding, trainer
+config = module.get_config()
+config.accum_steps, config.model.scan_blocks = 1, {scan}
+batch = {{"image": np.zeros(({batch}, 224, 224, 3), np.uint8)}}
+batch["label"] = np.zeros({batch}, np.int32)
+start = time.monotonic()
+mesh = sharding.create_mesh()
+with jax.set_mesh(mesh):
+    program = trainer.build_program(config, mesh, 1000)
+    state = program.init(jax.random.key(0))
+    jax.block_until_ready(state)
+    init = time.monotonic()
+    state, metrics = program.train_step(
+        state, sharding.shard_batch(mesh, batch), jax.random.key(1))
+    jax.block_until_ready(metrics)
+print(init - start, time.monotonic() - init)
+"""
+
+
+def measure_secs(config: str, batch: int, scan: bool) -> tuple[float, float]:
+    """Returns the seconds to make the state, and for the first step."""
+    code = CODE.format(config=config, batch=batch, scan=scan)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    init, step = map(float, done.stdout.split()[-2:])
+    return init, step
+
+
+def main() -> None:
+    """Prints both times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="l16")
+    parser.add_argument("--batch", type=int, default=1)
+    args = parser.parse_args()
+    print(time.strftime("%Y-%m-%d"))
+    totals = []
+    for scan in (True, False):
+        init, step = measure_secs(args.config, args.batch, scan)
+        totals.append(init + step)
+        name = "scanned" if scan else "unrolled"
+        print(f"{name:9} state {init:.1f} s, first step {step:.1f} s", flush=True)
+    print(f"scanned / unrolled: {totals[0] / totals[1]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

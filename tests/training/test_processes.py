@@ -1,0 +1,190 @@
+"""One run on one device, on eight, and as two processes with four each."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mixer_jax.training import processes, trainer
+
+from .test_trainer import final_params, tiny_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(workdir, config, devices, *args):
+    """Starts train.py with the config's values, on CPU devices."""
+    flat = trainer._flatten(json.loads(config.to_json()))
+    values = [f"--config.{k}={v}" for k, v in flat.items() if v is not None]
+    values = [v.replace("[", "(").replace("]", ")") for v in values]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "train.py", "--config=configs/digits.py",
+         f"--workdir={workdir}", *values, *args],
+        cwd=ROOT,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def start_two(workdir, config):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(workdir, config, 4, f"--coordinator=localhost:{port}",
+              "--num_processes=2", f"--process_id={i}")
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def finish(*runs):
+    """Waits, and returns what each process printed."""
+    try:
+        return [run.communicate(timeout=300)[0] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def rows(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def train_losses(workdir):
+    return {r["step"]: r["train/loss"] for r in rows(workdir) if "train/loss" in r}
+
+
+@pytest.fixture(scope="module")
+def config():
+    # Not Adam: some biases have a gradient of 0 but for rounding, which it magnifies.
+    return tiny_config(
+        total_steps=20,
+        eval_every=10,
+        checkpoint_every=10,
+        optimizer="sgd",
+        optim_dtype="float32",
+        base_lr=0.1,
+        weight_decay=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def on_one_device(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    (output,) = finish(start(workdir, config, 1))
+    assert "on 1 x cpu" in output
+    return workdir
+
+
+def assert_same_run(workdir, expected):
+    found, want = train_losses(workdir), train_losses(expected)
+    assert list(found) == list(want) == list(range(1, 21))
+    for step, loss in want.items():
+        assert abs(found[step] - loss) < 1e-5, step
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=0),
+        final_params(workdir),
+        final_params(expected),
+    )
+    tests = [[r for r in rows(w) if "test/top1" in r] for w in (workdir, expected)]
+    for a, b in zip(*tests, strict=True):
+        assert (a["step"], a["test/count"]) == (
+            b["step"],
+            b["test/count"] == 364 and 364,
+        )
+        assert a["test/loss"] == pytest.approx(b["test/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_train_as_one_does(
+    config, on_one_device, tmp_path, fsdp, monkeypatch
+):
+    monkeypatch.setattr("mixer_jax.training.sharding.MIN_SPLIT_SIZE", 64)
+    config = config.copy_and_resolve_references()
+    config.mesh.fsdp = fsdp
+    trainer.train_and_evaluate(config, tmp_path)
+    assert_same_run(tmp_path, on_one_device)
+
+
+def test_two_processes_train_as_one_does_and_write_everything_once(
+    config, on_one_device, tmp_path
+):
+    first, second = finish(*start_two(tmp_path, config))
+    assert "Done" in first, first + second
+    assert_same_run(tmp_path, on_one_device)
+    log = (tmp_path / "train.log").read_text()
+    assert log.count("step 20  test") == log.count("Done in") == 1
+    assert "on 8 x cpu" in log
+    assert "step" not in second
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert len(rows(tmp_path)) == 22
+
+
+def test_two_processes_stop_at_the_same_step_and_one_goes_on(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.update(total_steps=100_000, eval_every=100_000, checkpoint_every=100_000)
+    runs = start_two(tmp_path, config)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, finish(*runs)
+        time.sleep(0.1)
+    runs[1].send_signal(signal.SIGTERM)  # not the one that writes
+    outputs = finish(*runs)
+    (step,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    for run, output in zip(runs, outputs, strict=True):
+        assert run.returncode == 1
+        assert f"RunStopped: Stopped at step {step} of 100000" in output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "localhost:1"}, "Give all three"),
+        ({"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}, "to 1"),
+        (
+            {"coordinator": "localhost", "num_processes": 2, "process_id": 0},
+            "host:port",
+        ),
+    ],
+)
+def test_what_does_not_connect_processes(given, message):
+    with pytest.raises(processes.ProcessError, match=message):
+        processes.initialize(**given)
+
+
+def test_environment_names_the_processes(monkeypatch):
+    calls = []
+    record = lambda *args, **kwargs: calls.append((args, kwargs))
+    monkeypatch.setattr(jax.distributed, "initialize", record)
+    processes.initialize()
+    assert not calls  # one process needs nothing
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.2:8476")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JAX_PROCESS_ID", "3")
+    processes.initialize()
+    assert calls[0][0] == ("10.0.0.2:8476", 4, 3)
+    assert calls[0][1]["coordinator_bind_address"] is None
+    processes.initialize("localhost:8476", 2, 0)
+    assert calls[1][1]["coordinator_bind_address"] == "localhost:8476"
+
+
+def test_srun_is_recognised(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
+    for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
+        assert not calls
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+        processes.initialize()
+    assert calls == [1]
