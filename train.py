@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mixer_jax.data.sources import DatasetError
-from mixer_jax.training import processes, trainer
+from mixer_jax.training import processes, setup, trainer
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
         processes.ProcessError,
-        trainer.ConfigError,
+        setup.ConfigError,
         trainer.NonFiniteError,
         trainer.RunStopped,
         DatasetError,

@@ -16,7 +16,7 @@ import sys, time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, ".")
 from configs import {config} as module
-from mixer_jax.training import sharding, trainer
+from mixer_jax.training import setup, sharding
 config = module.get_config()
 config.accum_steps, config.model.scan_blocks = 1, {scan}
 batch = {{"image": np.zeros(({batch}, 224, 224, 3), np.uint8)}}
@@ -24,7 +24,7 @@ batch["label"] = np.zeros({batch}, np.int32)
 start = time.monotonic()
 mesh = sharding.create_mesh()
 with jax.set_mesh(mesh):
-    program = trainer.build_program(config, mesh, 1000)
+    program = setup.build_program(config, mesh, 1000)
     state = program.init(jax.random.key(0))
     jax.block_until_ready(state)
     init = time.monotonic()

@@ -341,7 +341,7 @@ def preview(
     """
     import jax
 
-    from mixer_jax.training import trainer
+    from mixer_jax.training import setup
     from mixer_jax.visualize import draw_preview
 
     if rows < 1:
@@ -349,10 +349,10 @@ def preview(
     jax.config.update("jax_platforms", "cpu")  # accelerators are for who trains
     loaded = load_config(config, overrides)
     try:
-        trainer.check_config(loaded)
-    except trainer.ConfigError as error:
+        setup.check_config(loaded)
+    except setup.ConfigError as error:
         raise UsageError(str(error)) from error
-    data = trainer.open_data(loaded)
+    data = setup.open_data(loaded)
     draw_preview(
         output,
         title=f"What the model sees of {loaded.dataset}: "

@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
 from mixer_jax.compiled import Counts, read_out_of_memory
-from mixer_jax.training import trainer
+from mixer_jax.training import setup
 
 Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
 
@@ -208,7 +208,7 @@ def plan(
       PlanError: there is no such topology, or libtpu is not installed.
     """
     devices = _devices(topology)
-    config = trainer.for_platform(config, devices[0].platform)
+    config = setup.for_platform(config, devices[0].platform)
     chip = next((c for c in CHIPS.values() if c.device_kind == _kind(devices)), None)
     _check(config, len(devices))
 
@@ -299,12 +299,12 @@ def _kind(devices: list[Any]) -> str:
 def _check(config: Config, devices: int) -> None:
     unit = config.accum_steps * devices
     if config.batch % unit:
-        raise trainer.ConfigError(
+        raise setup.ConfigError(
             f"batch is {config.batch}; with {devices} chips and accum_steps "
             f"{config.accum_steps} it must be a multiple of {unit}."
         )
     if devices % config.mesh.fsdp:
-        raise trainer.ConfigError(
+        raise setup.ConfigError(
             f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} chips."
         )
 
@@ -317,7 +317,7 @@ def _compile(
         ("data", "fsdp"),
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
-    program = trainer.build_program(config, mesh, num_classes, unroll)
+    program = setup.build_program(config, mesh, num_classes, unroll)
     state = program.abstract_state
     image_dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32
     image_shape = (config.batch, config.pp.crop, config.pp.crop, 3)
@@ -427,7 +427,7 @@ def main(argv: list[str]) -> None:
             values.num_classes,
             tell=lambda message: print(f"{message} ...", file=sys.stderr),
         )
-    except (trainer.ConfigError, PlanError) as error:
+    except (setup.ConfigError, PlanError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(result)
     if result.fits is False:

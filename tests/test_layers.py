@@ -28,7 +28,7 @@ ALLOWED = {
 def part(module: str) -> str:
     """Names the part of a module such as mixer_jax.training.step."""
     pieces = module.split(".")[1:]
-    if pieces == ["training", "trainer"]:
+    if pieces in (["training", "setup"], ["training", "trainer"]):
         return "trainer"
     return pieces[0] if pieces else "__init__"
 

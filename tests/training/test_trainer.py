@@ -13,7 +13,7 @@ import pytest
 
 from configs import common, digits
 from mixer_jax.data import pipeline
-from mixer_jax.training import trainer
+from mixer_jax.training import setup, trainer
 from mixer_jax.weights.npz import read_checkpoint
 
 
@@ -166,7 +166,7 @@ def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
 def test_another_config_is_refused_and_changes_nothing(tmp_path):
     trainer.train_and_evaluate(tiny_config(total_steps=3), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    with pytest.raises(trainer.ConfigError) as error:
+    with pytest.raises(setup.ConfigError) as error:
         trainer.train_and_evaluate(
             tiny_config(total_steps=3, base_lr=0.5, **{"pp.flip": True}), tmp_path
         )
@@ -211,7 +211,7 @@ def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
     ],
 )
 def test_configs_that_cannot_run(tmp_path, overrides, message):
-    with pytest.raises(trainer.ConfigError, match=message):
+    with pytest.raises(setup.ConfigError, match=message):
         trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
     assert not (tmp_path / "config.json").exists()
 
@@ -248,7 +248,7 @@ def test_durations_in_epochs_and_examples(tmp_path):
     config = tiny_config(
         total_steps=0, total_epochs=0.1, warmup_steps=0, warmup_examples=48
     )
-    steps = trainer.in_steps(config, num_examples=1433)
+    steps = setup.in_steps(config, num_examples=1433)
     assert (steps.total_steps, steps.warmup_steps) == (9, 3)
     results = trainer.train_and_evaluate(config, tmp_path)
     train = [row for row in rows(tmp_path) if "train/loss" in row]
@@ -267,7 +267,7 @@ def test_durations_in_epochs_and_examples(tmp_path):
     ],
 )
 def test_durations_given_twice_or_never(tmp_path, overrides, message):
-    with pytest.raises(trainer.ConfigError, match=message):
+    with pytest.raises(setup.ConfigError, match=message):
         trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_evaluators_have_their_own_split_labels_and_cadence(tmp_path, tfds_dir):
 def test_evaluators_that_cannot_be(tmp_path, tfds_dir, values, message):
     config = tiny_config(tfds_data_dir=tfds_dir)
     common.add_evaluator(config, "other", **values)
-    with pytest.raises(trainer.ConfigError, match=message):
+    with pytest.raises(setup.ConfigError, match=message):
         trainer.train_and_evaluate(config, tmp_path)
 
 
@@ -325,5 +325,5 @@ def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
 
 def test_frozen_nothing_is_an_error_of_the_config(tmp_path):
     config = tiny_config(lr_multipliers=(("heads/.*", 0.0),))
-    with pytest.raises(trainer.ConfigError, match="heads"):
+    with pytest.raises(setup.ConfigError, match="heads"):
         trainer.train_and_evaluate(config, tmp_path)
