@@ -453,8 +453,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         raise UsageError(
             f"There is no config {file}. Expected one like configs/b16.py."
         )
-    # The config imports configs.common from the folder that train.py is in.
-    sys.path[:0] = [str(file.absolute().parent.parent)]
+    # Configs import configs.common from the folder that train.py is in: the one above
+    # theirs, or where one is.
+    sys.path[:0] = [str(file.absolute().parent.parent), os.getcwd()]
     argv = ["mixer-jax", f"--config={path}", *(f"--{x}" for x in overrides)]
     values = absl_flags.FlagValues()  # not the program's
     config = config_flags.DEFINE_config_file(
