@@ -369,6 +369,42 @@ def preview(
 
 
 @app.command
+def plan(
+    config: str, topology: str, overrides: Overrides = (), num_classes: int = 1000
+) -> None:
+    """Compiles a training step for TPUs that need not be here: memory, work, bounds.
+
+    Exits with 1 if the step does not fit.
+
+    Args:
+      config: such as configs/b16.py; its values can be set, as in
+        --config.batch=512.
+      topology: TPUs by generation and shape in chips, such as v5e:2x4 or v4:2x2x2, for
+        which the extra tpu is needed; or "local", the devices that are here.
+      num_classes: of the dataset, which is not opened.
+    """
+    import jax
+
+    from mixer_jax import plan as planning
+    from mixer_jax.training import setup
+
+    if topology != "local":
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        result = planning.plan(
+            load_config(config, overrides),
+            topology,
+            num_classes,
+            tell=lambda message: print(f"{message} ...", file=sys.stderr),
+        )
+    except (setup.ConfigError, planning.PlanError) as error:
+        raise UsageError(str(error)) from error
+    print(result)
+    if result.fits is False:
+        sys.exit(1)
+
+
+@app.command
 def plot(
     workdirs: Positional[list[str]],
     output: pathlib.Path = pathlib.Path("metrics.png"),

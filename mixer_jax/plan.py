@@ -1,6 +1,6 @@
 """A dry run: does a training step fit devices that are not here, and how fast at best?
 
-python -m mixer_jax.plan --config configs/b16.py --topology v5e:2x4
+mixer-jax plan --config configs/b16.py --topology v5e:2x4
 
 compiles the very step of a run ahead of time, by libtpu (the extra `tpu`), and reads
 what the compiler reports. Nothing is computed, and no TPU is needed.
@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
-from ml_collections import config_flags
 
 from mixer_jax.compiled import Counts, read_out_of_memory
 from mixer_jax.training import setup
@@ -408,35 +404,3 @@ def _search(
 def _row(name: str, value: float, unit: str, note: str = "") -> str:
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"  {name:<20}{value:>10,.{min(digits, 3)}f} {unit:<9}{note}".rstrip()
-
-
-# --- The command ---
-
-
-def main(argv: list[str]) -> None:
-    """Prints the plan that the flags ask for; exits with 1 if the step does not fit."""
-    del argv
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    values = flags.FLAGS
-    if values.topology != "local":
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        result = plan(
-            values.config,
-            values.topology,
-            values.num_classes,
-            tell=lambda message: print(f"{message} ...", file=sys.stderr),
-        )
-    except (setup.ConfigError, PlanError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(result)
-    if result.fits is False:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "What to train.")
-    flags.DEFINE_string("topology", None, 'Such as "v5e:2x4", or "local".')
-    flags.DEFINE_integer("num_classes", 1000, "Classes of the dataset.")
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)

@@ -137,8 +137,9 @@ def test_batch_that_the_chips_do_not_divide():
 )
 def test_plan_for_a_tpu_from_the_command_line():
     done = subprocess.run(
-        [sys.executable, "-m", "mixer_jax.plan", "--config=configs/digits.py",
-         "--topology=v5e:2x2", "--num_classes=10", "--config.model.num_blocks=1"],
+        [sys.executable, "-c", "from mixer_jax.cli import main; main()", "plan",
+         "--config=configs/digits.py", "--topology=v5e:2x2", "--num-classes=10",
+         "--config.model.num_blocks=1"],
         cwd=ROOT, capture_output=True, text=True, timeout=500,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
     )  # fmt: skip
