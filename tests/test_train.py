@@ -175,17 +175,25 @@ def test_workdir_is_named_after_the_config(tmp_path):
     assert "workdir  runs/digits" in done.stdout
 
 
-SMOKE = [f"{name}:smoke" for name in CONFIGS if name != "common"] + [
-    "b16:cifar100,smoke",
-    "pretrain_i1k:l16,smoke",
-    "pretrain_i21k:l16,smoke",
-    "permutation:pixels,smoke",
+# One of each kind in the plain run; the others differ from them in numbers alone.
+SMOKE = ["digits", "b16", "pretrain_digits", "pretrain_i1k", "permutation"]
+SLOW_SMOKE = [name for name in CONFIGS if name not in {*SMOKE, "common"}] + [
+    "b16:cifar100",
+    "pretrain_i1k:l16",
+    "pretrain_i21k:l16",
+    "permutation:pixels",
 ]
 
 
-@pytest.mark.parametrize("name", SMOKE)
+def smoke(name):
+    return f"{name}{',' if ':' in name else ':'}smoke"
+
+
+@pytest.mark.parametrize(
+    "name", SMOKE + [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SMOKE]
+)
 def test_every_config_runs_in_smoke_form(tmp_path, name):
-    results = trainer.train_and_evaluate(load(name), tmp_path)
+    results = trainer.train_and_evaluate(load(smoke(name)), tmp_path)
     assert results["count"] == 64
     assert (tmp_path / "final.npz").exists()
 
