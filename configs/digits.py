@@ -18,12 +18,13 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
     config.model.model_name = "digits"
     config.model.patches.size = (4, 4)
-    config.model.num_blocks = 4
-    config.model.hidden_dim = 96
-    config.model.tokens_mlp_dim = 48
-    config.model.channels_mlp_dim = 192
+    config.model.num_blocks = 3
+    config.model.hidden_dim = 64
+    config.model.tokens_mlp_dim = 32
+    config.model.channels_mlp_dim = 256
 
-    config.total_steps = 800
+    config.mixup_p = 0.2
+    config.total_steps = 1_200
     config.batch = 64
     config.accum_steps = 1
     config.batch_eval = 128
@@ -31,7 +32,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.base_lr = 0.003
     config.weight_decay = 0.1
     config.warmup_steps = 100
-    config.eval_every = 200
-    config.checkpoint_every = 200
-    config.progress_every = 50
+    config.eval_every = 300
+    config.checkpoint_every = 300
+    config.progress_every = 100
     return common.shrink(config) if argument == "smoke" else config
