@@ -109,7 +109,7 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     # What the backward pass computes again to save memory: "none", "blocks" (each one
     # whole), "dots" (all but matrix products). None: blocks on TPU, else none.
     model.remat = config_dict.placeholder(str)
-    model.scan_blocks = False  # compile one block for all: compiles faster
+    model.scan_blocks = False  # compile one block for all: quicker for TPU
     model.gelu = "tanh"  # as published; "erf" for parameters from PyTorch
     return model.lock()
 

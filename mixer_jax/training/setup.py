@@ -399,6 +399,7 @@ def build_program(
             in_shardings=(on_state, on_batch, everywhere),
             out_shardings=(on_state, everywhere),
             donate_argnums=0,
+            compiler_options=sharding.compiler_options(mesh),
         ),
         eval_step=jax.jit(
             make_eval_step(model, loss_fn),

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,3 +49,18 @@ def test_batches_are_split_over_all_devices(fsdp):
 def test_fsdp_that_does_not_divide_the_devices(fsdp):
     with pytest.raises(ValueError, match=f"mesh.fsdp is {fsdp}.* 8 devices"):
         sharding.create_mesh(fsdp)
+
+
+def test_xla_gathers_split_parameters_whole_on_tpu():
+    """The option is XLA's for TPU; on CPU it would be refused."""
+
+    class Tpu:
+        platform = "tpu"
+
+    def mesh(device, fsdp):
+        shape = types.SimpleNamespace(flat=[device])
+        return types.SimpleNamespace(shape={"fsdp": fsdp}, devices=shape)
+
+    assert sharding.compiler_options(mesh(Tpu, 4))
+    assert sharding.compiler_options(mesh(Tpu, 1)) is None
+    assert sharding.compiler_options(sharding.create_mesh(fsdp=4)) is None
