@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer_jax.training.step import TrainState
@@ -19,11 +20,14 @@ from mixer_jax.training.step import TrainState
 # Where devices hold the same array each writes a slice of it, cut by a program of its
 # own. Of small arrays one device writes all: on eight CPU devices the first save then
 # takes 0.3 s instead of 12 s (four blocks).
+_verbosity = absl_logging.get_verbosity()
+absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
     override=True,
 )
+absl_logging.set_verbosity(_verbosity)
 
 
 def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
