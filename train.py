@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mixer_jax.data.preprocess import ImageError
 from mixer_jax.data.sources import DatasetError
 from mixer_jax.training import processes, setup, trainer
 from mixer_jax.weights.layout import CheckpointError
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
         trainer.NonFiniteError,
         trainer.RunStopped,
         DatasetError,
+        ImageError,
         CheckpointError,
         OSError,
     ) as error:

@@ -35,4 +35,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.eval_every = 300
     config.checkpoint_every = 300
     config.progress_every = 100
-    return common.shrink(config) if argument == "smoke" else config
+    if argument not in ("", "smoke"):
+        raise ValueError(f"{argument!r}: this config takes no argument but smoke.")
+    return common.shrink(config) if argument else config

@@ -13,7 +13,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config = digits.get_config()
     config.loss = "sigmoid"
     config.head_bias_init = -2.3  # -log(10)
-    config.optimizer = "adam"
     config.optim_dtype = "float32"
     config.decay_type = "linear"
     config.linear_end = 1e-5 * config.base_lr
@@ -27,4 +26,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.eval_every = 1_000
     config.model.stoch_depth = 0.1
     common.add_evaluator(config, "fewshot", type="fewshot")
-    return common.shrink(config) if argument == "smoke" else config
+    if argument not in ("", "smoke"):
+        raise ValueError(f"{argument!r}: this config takes no argument but smoke.")
+    return common.shrink(config) if argument else config

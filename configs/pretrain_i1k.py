@@ -22,7 +22,6 @@ def get_config(argument: str = "b16") -> ml_collections.ConfigDict:
     config.pp.test = "validation"
     config.total_epochs = 300.0
     config.head_bias_init = -6.9  # about -log(1000)
-    config.base_lr = 0.001
     config.weight_decay = 0.1
     config.pp.randaugment = (2, 15.0)
     config.mixup_p = 0.5

@@ -256,25 +256,31 @@ def export(
 
 
 @app.command
-def convert(model: Model, target: Positional[pathlib.Path]) -> None:
+def convert(
+    model: Model,
+    target: Positional[pathlib.Path],
+    gelu: Literal["tanh", "erf"] | None = None,
+) -> None:
     """Writes a model's parameters in another format.
 
     Args:
       target: a file ending in .npz (the published layout) or .safetensors (timm's).
+      gelu: that the parameters go with. Default: as the run or safetensors file says,
+        "tanh" for npz files.
     """
     if target.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
-    loaded = load_model(model)
-    gelu = loaded.model.gelu
+    loaded = load_model(model, gelu=gelu)
+    own_gelu = loaded.model.gelu
     if target.suffix == ".npz":
         save_checkpoint(target, loaded.params)
     else:
-        save_timm(target, loaded.params, gelu=gelu)
+        save_timm(target, loaded.params, gelu=own_gelu)
     print(f"{target}: {target.stat().st_size:,} bytes")
-    if target.suffix == ".npz" and gelu == "erf":
+    if target.suffix == ".npz" and own_gelu == "erf":
         print("An npz file cannot say that these parameters go with the exact GELU.")
         print("Give --gelu erf wherever you use it.")
-    if target.suffix == ".safetensors" and gelu == "tanh":
+    if target.suffix == ".safetensors" and own_gelu == "tanh":
         print("timm computes the exact GELU, these parameters were trained with the")
         print("tanh approximation: its logits will differ slightly.")
 

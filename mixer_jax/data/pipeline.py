@@ -25,7 +25,7 @@ Batch = dict[str, np.ndarray]
 # Reading, decoding and resizing release Python's lock, so threads do.
 NUM_THREADS = min(os.cpu_count() or 1, 64)
 
-# Examples that a thread prepares at a time. One at a time costs 3.5 times as much per
+# Examples that a thread prepares at a time. One at a time costs RATIO times as much per
 # 16-pixel image, all of it hand-over between threads (benchmarks/pipeline.py).
 CHUNK = 8
 

@@ -306,7 +306,7 @@ class TrainTransform:
             image = image[:, ::-1]
         layers, magnitude = self.randaugment
         if layers:
-            levels = np.rint(image).astype(np.uint8)
+            levels = image.astype(np.uint8)  # big_vision rounds down here
             image = randaugment(levels, rng, layers, magnitude).astype(np.float32)
         return to_transfer(image, self.transfer, self.permute)
 

@@ -1,8 +1,9 @@
 """RandAugment (Cubuk et al., 2019, https://arxiv.org/abs/1909.13719) on uint8 images.
 
 The sixteen operations give what big_vision's archived TensorFlow version gives, with
-which Mixer was pre-trained. Hence their habits: values are truncated, never rounded,
-to uint8; blending is done in float32; whatever geometry uncovers is filled with 128.
+which Mixer was pre-trained; but for `solarize` from magnitude 10 on, see there. Hence
+their habits: values are truncated, never rounded, to uint8; blending is done in
+float32; whatever geometry uncovers is filled with 128.
 """
 
 import math
@@ -93,7 +94,8 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
     """Inverts the values that are not below `threshold`; if that is above 255, none.
 
-    In TensorFlow a threshold above 255 wraps around to uint8 instead.
+    In the TensorFlow of the time a threshold above 255, from magnitude 10 on, wrapped
+    around to uint8: 256 inverted the whole image. tests/golden/ has it as here.
     """
     return _look_up(image, np.where(np.less(VALUES, threshold), VALUES, 255 - VALUES))
 

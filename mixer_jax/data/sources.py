@@ -142,6 +142,9 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
     """Returns the first `count` examples of each class, or all of a smaller class.
 
     Where the labels are not in memory, examples are read until the classes are full.
+
+    Raises:
+      DatasetError: a class has no example.
     """
     labels = getattr(source, "labels", None)
     wanted, indices = dict.fromkeys(range(num_classes), count), []
@@ -153,6 +156,12 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
             indices.append(i)
             if not any(wanted.values()):
                 break
+    empty = [label for label, left in wanted.items() if left == count]
+    if empty:
+        raise DatasetError(
+            f"{len(empty)} of {num_classes} classes have no example to learn from, the "
+            f"first of them class {empty[0]}."
+        )
     return _Subset(source, indices)
 
 

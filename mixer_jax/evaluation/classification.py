@@ -53,7 +53,9 @@ def evaluate(
     collect(running)
     count = totals["count"]
     if count == 0:
-        raise DatasetError("None of the examples to evaluate on could be read.")
+        raise DatasetError(
+            "None of the examples to evaluate on can be read and has a label."
+        )
     names = [name for name in ("top1", "top5", "loss") if name in totals]
     return {name: totals[name] / count for name in names} | {"count": count}
 

@@ -48,8 +48,8 @@ def initialize(
       process_id: of this one, from 0.
 
     Raises:
-      ProcessError: only some of the three are known, they contradict each other, or
-        the processes did not find each other.
+      ProcessError: only some of the three are known, or they contradict each
+        other.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is None:

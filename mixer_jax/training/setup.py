@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from mixer_jax.data import pipeline, preprocess, sources
 from mixer_jax.data.permute import PERMUTATIONS, create_permute
+from mixer_jax.data.sources import DatasetError
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
 from mixer_jax.model import REMAT_POLICIES, MlpMixer, Patches
@@ -65,7 +66,26 @@ def check_config(config: Config) -> None:
             )
     if config.pretrained_dir == "None":  # what a flag makes of it
         raise ConfigError("To start from scratch: --config.pretrained_dir=''.")
+    crops = [("pp", config.pp.evaluation, config.pp.resize)]
+    for name, spec in config.evals.items():
+        evaluation = spec.evaluation or config.pp.evaluation
+        crops.append((f"evals.{name}", evaluation, spec.resize or config.pp.resize))
+    for name, evaluation, size in crops:
+        if evaluation != "resize" and size < config.pp.crop:
+            raise ConfigError(
+                f"{name}.resize is {size}; {evaluation} cuts {config.pp.crop} pixels "
+                "(pp.crop) out of it, and needs at least as many."
+            )
+    if config.sam_rho and not all(factor for _, factor in config.lr_multipliers):
+        raise ConfigError(
+            "sam_rho and a factor of 0 in lr_multipliers do not go together: the "
+            "sharpness of frozen parameters would count."
+        )
     devices = jax.device_count()
+    if config.mesh.fsdp < 1 or devices % config.mesh.fsdp:
+        raise ConfigError(
+            f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} devices."
+        )
     for key in ("batch", "batch_eval", "accum_steps", "eval_every",
                 "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
         if config[key] < 1:
@@ -153,6 +173,10 @@ def open_data(config: Config) -> Data:
             permute,
         ),
     )
+    if isinstance(data.train_source[0].label, tuple):
+        raise DatasetError(
+            f"{config.dataset} has several labels for an image; runs train on one."
+        )
     logger.info(
         "data     %s: %s images to train on (%s), %s to test on (%s), %d classes",
         config.dataset,
@@ -194,6 +218,12 @@ def in_steps(config: Config, num_examples: int) -> Config:
         config[f"{name}_steps"] = sum(steps)
     if config.total_steps < 1:
         raise ConfigError("The run has no steps: give total_steps or total_epochs.")
+    if config.warmup_steps >= config.total_steps:
+        logger.warning(
+            "warmup_steps is %d, of %d in all: the learning rate never gets to base_lr",
+            config.warmup_steps,
+            config.total_steps,
+        )
     return config
 
 

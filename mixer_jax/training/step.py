@@ -181,8 +181,8 @@ def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], M
                 logits, axis=-1, keepdims=True, where=labels > 0, initial=-jnp.inf
             )
             labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
-        # Rank of the label's logit; ties count against the model.
-        rank = jnp.sum(logits >= own, axis=-1)
+        # Rank of the label's logit; ties and NaN count against the model.
+        rank = jnp.sum(~(logits < own), axis=-1)
         sums = {"top1": jnp.sum((rank <= 1) * mask)}
         if logits.shape[-1] > 5:
             sums["top5"] = jnp.sum((rank <= 5) * mask)

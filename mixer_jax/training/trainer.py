@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -28,6 +29,7 @@ from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.setup import (
     Config,
     ConfigError,
+    Data,
     Evaluator,
     build_program,
     check_config,
@@ -92,6 +94,7 @@ def train_and_evaluate(
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         stack.enter_context(checkpoints)
         start_step = checkpoints.latest_step() or 0
+        _check_resumable(config, data, start_step, workdir)
         if start_step:
             state = checkpoints.restore(program.abstract_state)
             if start_step == config.total_steps:
@@ -102,7 +105,9 @@ def train_and_evaluate(
             state = initial_state(config, program, init_rng)
         _describe(config, mesh, state)
         _write_workdir(saved_config, data.class_names, workdir)
-        evaluators = open_evaluators(config, data, program, mesh)
+        evaluators = first_process_first(
+            lambda: open_evaluators(config, data, program, mesh)
+        )
 
         progress = Progress(start_step, config.total_steps, config.batch, is_main)
         stack.enter_context(contextlib.closing(progress))
@@ -119,14 +124,18 @@ def train_and_evaluate(
         results: dict[str, dict[str, float]] = {}
         while True:
             is_last = step == config.total_steps
+            stopping = stop_requested() or checkpoints.reached_preemption(step)
+            if stopping and step > start_step:  # what stops us may not wait for more
+                reader.flush()
+                checkpoints.save(step, state)
+                checkpoints.wait()
             for evaluator in evaluators:
                 if is_last or (step > start_step and step % evaluator.every == 0):
                     reader.flush()
                     with progress.paused():
                         results[evaluator.name] = evaluator.run(state.params)
                     _report_evaluation(step, evaluator, results, writer)
-            stopping = stop_requested() or checkpoints.reached_preemption(step)
-            due = is_last or stopping or step % config.checkpoint_every == 0
+            due = is_last or step % config.checkpoint_every == 0
             if due and step > start_step:
                 reader.flush()  # only a state with a finite loss is saved
                 with progress.paused():
@@ -146,7 +155,8 @@ def train_and_evaluate(
                 f"{checkpoints.path}; the same command goes on from there."
             )
         final = workdir / "final.npz"
-        if step > start_step or not final.exists():
+        missing = multihost_utils.broadcast_one_to_all(np.int32(not final.exists()))
+        if step > start_step or missing:
             _save_params(final, state.params, mesh)
         secs = time.monotonic() - start_time
         logger.info("Done in %.0f s. The parameters are in %s", secs, final)
@@ -205,6 +215,11 @@ def _report_evaluation(
     writer: MetricsWriter,
 ) -> None:
     numbers = results[evaluator.name]
+    if not math.isfinite(numbers.get("loss", 0.0)):
+        raise NonFiniteError(
+            f"Step {step}: the loss on {evaluator.name} is {numbers['loss']}: the last "
+            "update went wrong. A lower base_lr or grad_norm_clip may help."
+        )
     count = f", on {numbers['count']:,.0f} images" if "count" in numbers else ""
     shown = [
         f"loss {value:.4f}"
@@ -240,14 +255,27 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
 # --- What a run refuses, and what stops it ---
 
 
+# What may change between two starts of a run: nothing of the result depends on it.
+FREE_KEYS = {
+    "keep_checkpoints",
+    "mesh.fsdp",
+    "prefetch",
+    "progress_every",
+    "tfds_data_dir",
+    "tfds_manual_dir",
+}
+
+
 def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Refuses the work directory of a run with another config, if it has a result."""
     path = workdir / "config.json"
-    if not path.exists():
+    has_result = any((workdir / "checkpoints").glob("[0-9]*"))
+    if not path.exists() or not (has_result or (workdir / "final.npz").exists()):
         return
     old, new = _flatten(json.loads(path.read_text())), _flatten(_as_json(config))
     missing = object()
     keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
-    if keys:
+    if set(keys) - FREE_KEYS:
         table = "\n".join(
             f"  {k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} now"
             for k in keys
@@ -255,6 +283,24 @@ def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
         raise ConfigError(
             f"{workdir} holds a run with another config:\n{table}\nTake another "
             "--workdir, or the same config to go on with that run."
+        )
+
+
+def _check_resumable(
+    config: Config, data: Data, start_step: int, workdir: pathlib.Path
+) -> None:
+    """Refuses to go on with a dataset that is not the one that the run began with."""
+    path = workdir / "class_names.json"
+    if not start_step or not path.exists():
+        return
+    old, new = json.loads(path.read_text()), list(data.class_names)
+    if old != new or start_step > config.total_steps:
+        changed = sorted(set(old) ^ set(new)) or [f"{len(data.train_source)} images"]
+        raise ConfigError(
+            f"{config.dataset} is not what it was when the run in {workdir} began: now "
+            f"{len(new)} classes, then {len(old)}, and step {start_step} of "
+            f"{config.total_steps} is done. Changed: {', '.join(changed[:10])}. Take "
+            "another --workdir, or the dataset as it was."
         )
 
 

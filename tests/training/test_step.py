@@ -183,6 +183,11 @@ def test_constant_logits_are_not_right_by_accident():
         params, {"image": images, "label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
     )
     assert sums["top1"] == 0
+    params["head"]["bias"] *= jnp.nan
+    sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(
+        params, {"image": images, "label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
+    )
+    assert sums["top1"] == 0
 
 
 def one_step(golden, batch=None, **kwargs):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from configs import common, digits
-from mixer_jax.data import pipeline
+from mixer_jax.data import pipeline, sources
 from mixer_jax.training import setup, trainer
 from mixer_jax.weights.npz import read_checkpoint
+
+from ..examples import write_folder
 
 
 def tiny_config(**overrides):
@@ -199,6 +201,15 @@ def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"mesh.fsdp": 3}, r"mesh.fsdp is 3, which does not divide 8 devices"),
+        (
+            {"pp.evaluation": "resize_then_central_crop", "pp.resize": 4},
+            r"pp.resize is 4; resize_then_central_crop cuts 8 pixels",
+        ),
+        (
+            {"sam_rho": 0.1, "lr_multipliers": (("head/.*", 0.0),)},
+            r"sam_rho and a factor of 0",
+        ),
         ({"batch": 12}, r"batch is 12; with 8 devices .*multiple of 8, such as 16"),
         ({"batch": 24, "accum_steps": 2}, r"batch is 24.*accum_steps 2.*of 16"),
         ({"batch_eval": 4}, r"batch_eval is 4.*multiple of 8"),
@@ -326,4 +337,62 @@ def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
 def test_frozen_nothing_is_an_error_of_the_config(tmp_path):
     config = tiny_config(lr_multipliers=(("heads/.*", 0.0),))
     with pytest.raises(setup.ConfigError, match="heads"):
+        trainer.train_and_evaluate(config, tmp_path)
+
+
+def test_config_of_a_run_without_a_result_can_be_mended(tmp_path):
+    config = tiny_config(total_steps=1)
+    common.add_evaluator(config, "other", type="knn")
+    with pytest.raises(trainer.ConfigError, match="knn"):
+        trainer.train_and_evaluate(config, tmp_path)
+    trainer.train_and_evaluate(tiny_config(total_steps=1), tmp_path)
+
+
+def test_what_the_result_does_not_depend_on_may_change(tmp_path):
+    expected = trainer.train_and_evaluate(tiny_config(), tmp_path / "whole")
+    with killed_at(7):
+        trainer.train_and_evaluate(tiny_config(), tmp_path / "killed")
+    changed = tiny_config(
+        keep_checkpoints=1, prefetch=1, progress_every=2, **{"mesh.fsdp": 2}
+    )
+    results = trainer.train_and_evaluate(changed, tmp_path / "killed")
+    assert results["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+def test_dataset_that_changed_is_not_gone_on_with(tmp_path):
+    photos = write_folder(tmp_path / "photos", {"train/bee": 9, "train/cow": 9})
+    config = tiny_config(
+        dataset=str(photos), **{"pp.test": "train", "pp.crop": 8}, total_steps=3
+    )
+    trainer.train_and_evaluate(config, tmp_path / "run")
+    names = (tmp_path / "run" / "class_names.json").read_text()
+    (photos / "train" / "bee").rename(photos / "train" / "zebra")
+    with pytest.raises(trainer.ConfigError, match=r"Changed: bee, zebra"):
+        trainer.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "class_names.json").read_text() == names
+
+
+def test_run_that_became_shorter_is_not_gone_on_with(tmp_path):
+    photos = write_folder(tmp_path / "photos", {"train/bee": 20, "train/cow": 20})
+    config = tiny_config(
+        dataset=str(photos), total_steps=0, total_epochs=2.0, **{"pp.test": "train"}
+    )
+    trainer.train_and_evaluate(config, tmp_path / "run")  # five steps
+    for path in sorted((photos / "train" / "bee").iterdir())[:12]:
+        path.unlink()
+    with pytest.raises(trainer.ConfigError, match="step 5 of 4 is done"):
+        trainer.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_several_labels_cannot_be_trained_on(tmp_path, tfds_dir, monkeypatch):
+    open_dataset = sources.open_dataset
+    monkeypatch.setattr(
+        sources,
+        "open_dataset",
+        lambda name, **kwargs: open_dataset(
+            name, **kwargs | {"label_key": "real_label"}
+        ),
+    )
+    config = tiny_config(dataset="tiny_shapes", tfds_data_dir=tfds_dir)
+    with pytest.raises(sources.DatasetError, match="several labels"):
         trainer.train_and_evaluate(config, tmp_path)
