@@ -149,6 +149,7 @@ def train_and_evaluate(
             reader.push(step, metrics)
 
         checkpoints.wait()
+        progress.close()
         if not is_last:
             raise RunStopped(
                 f"Stopped at step {step} of {config.total_steps}. The state is in "
