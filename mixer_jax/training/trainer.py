@@ -243,13 +243,13 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
         config.pp.crop,
     )
     logger.info(
-        "run      %s steps of %d images in %s on %d x %s, %d with a copy of the state",
+        "run      %s steps of %d images in %s on %d x %s%s",
         f"{config.total_steps:,}",
         config.batch,
         config.model.dtype,
         mesh.size,
         mesh.devices.flat[0].device_kind,
-        mesh.shape["data"],
+        f", state split over {config.mesh.fsdp}" if config.mesh.fsdp > 1 else "",
     )
 
 
