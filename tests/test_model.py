@@ -293,6 +293,7 @@ def test_remat_and_scan_change_no_value(golden, remat, scan_blocks):
     )
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_in_the_order_of_what_it_computes_again():
     def temporary_bytes(remat):
         # Unrolled, XLA for CPU finds the recomputation and removes it; TPU's does not.

@@ -176,7 +176,7 @@ def test_workdir_is_named_after_the_config(tmp_path):
 
 
 # One of each kind in the plain run; the others differ from them in numbers alone.
-SMOKE = ["digits", "b16", "pretrain_digits", "pretrain_i1k", "permutation"]
+SMOKE = ["digits", "pretrain_i1k"]
 SLOW_SMOKE = [name for name in CONFIGS if name not in {*SMOKE, "common"}] + [
     "b16:cifar100",
     "pretrain_i1k:l16",

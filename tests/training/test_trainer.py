@@ -246,6 +246,7 @@ def test_pretrained_parameters_but_for_the_head(tmp_path):
     assert_bit_equal(tuned, file)
 
 
+@pytest.mark.slow
 def test_float32_transfer_trains_about_the_same(tmp_path):
     uint8 = trainer.train_and_evaluate(tiny_config(), tmp_path / "uint8")
     exact = trainer.train_and_evaluate(
