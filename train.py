@@ -70,18 +70,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:
-        cause = error.args[0]
-        sys.exit(f"The config has no key {cause.args[0]}")
+        sys.exit(f"The config has no key {error.args[0].args[0]}")
 
 
 def _config_name() -> str:
     """Names a config after its file and its argument: b16, b16-cifar100."""
-    file, _, argument = config_flags.get_config_filename(
-        flags.FLAGS["config"]
-    ).partition(":")
-    return re.sub(
-        r"[^\w.-]+", "_", "-".join(filter(None, [pathlib.Path(file).stem, argument]))
-    )
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    file, _, argument = name.partition(":")
+    stem = pathlib.Path(file).stem
+    return re.sub(r"[^\w.-]+", "_", f"{stem}-{argument}" if argument else stem)
 
 
 if __name__ == "__main__":
