@@ -124,7 +124,7 @@ def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
     config.model = get_model(f"Mixer-{variant[0].upper()}_{variant[1:]}")
     config.batch = config.batch_eval = 4096
     config.accum_steps = 1
-    config.total_steps = 0
+    config.total_steps, config.total_epochs = 0, 300.0
     config.warmup_steps = 10_000
     config.loss = "sigmoid"
     config.optimizer = "adam"
@@ -132,10 +132,19 @@ def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
     config.base_lr = 0.001
     config.decay_type = "linear"
     config.linear_end = 1e-5 * config.base_lr
+    config.weight_decay = 0.1
+    config.model.stoch_depth = 0.1
     config.pp.evaluation = "resize_small_then_central_crop"
     config.eval_every = 5_000
     config.checkpoint_every = 1_000
     config.progress_every = 50
+    add_evaluator(
+        config,
+        "fewshot_pets",
+        type="fewshot",
+        dataset="oxford_iiit_pet",
+        every=25_000,
+    )
     return config
 
 

@@ -20,12 +20,9 @@ def get_config(argument: str = "b16") -> ml_collections.ConfigDict:
     config.dataset = "imagenet2012"
     config.pp.train = "train[:99%]"
     config.pp.test = "validation"
-    config.total_epochs = 300.0
     config.head_bias_init = -6.9  # about -log(1000)
-    config.weight_decay = 0.1
     config.pp.randaugment = (2, 15.0)
     config.mixup_p = 0.5
-    config.model.stoch_depth = 0.1
 
     small = {"dataset": "imagenet2012", "split": "train[99%:]"}
     common.add_evaluator(config, "minival", **small)
@@ -37,11 +34,4 @@ def get_config(argument: str = "b16") -> ml_collections.ConfigDict:
         label_key="real_label",
     )
     common.add_evaluator(config, "v2", dataset="imagenet_v2", split="test")
-    common.add_evaluator(
-        config,
-        "fewshot_pets",
-        type="fewshot",
-        dataset="oxford_iiit_pet",
-        every=25_000,
-    )
     return common.shrink(config) if smoke else config

@@ -29,17 +29,7 @@ def get_config(argument: str = "b16") -> ml_collections.ConfigDict:
     config.dataset = "imagenet21k"
     config.pp.train = "full[51200:]"
     config.pp.test = "full[:51200]"
-    config.total_epochs = 300.0
     config.head_bias_init = -10.0  # about -log(21843)
-    config.weight_decay = 0.1
     magnitude, config.mixup_p = REGULARISATION[variant[0]]
     config.pp.randaugment = (2, magnitude)
-    config.model.stoch_depth = 0.1
-    common.add_evaluator(
-        config,
-        "fewshot_pets",
-        type="fewshot",
-        dataset="oxford_iiit_pet",
-        every=25_000,
-    )
     return common.shrink(config) if smoke else config
