@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py
 
-needs the extra `tpu` and hours of compiling. Each row is written as soon as it is
-known, and a second call adds the missing ones. The naive step is in float32, without
-rematerialization, and with a copy of the state on every chip.
+needs the extra `tpu` and an hour of compiling on two cores. Each row is written as soon
+as it is known, and a second call adds the missing ones. The naive step is in float32,
+without rematerialization, and with a copy of the state on every chip.
 """
 
 import argparse
@@ -47,8 +47,8 @@ naive step is in float32, without rematerialization, with the state on every chi
 other is what the config gives on TPU: bfloat16, remat "blocks".
 
 | model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits \
-| TFLOP | GB moved | bound ms | at most images/s | compiled in s |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| TFLOP | GB moved | bound ms | at most images/s |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -76,7 +76,6 @@ def format_row(result: Plan, name: str, step: str) -> str:
             f"{1e3 * result.bound_secs:.1f}",
             f"{result.images_per_sec_bound:,.0f}",
         ]
-    cells.append(f"{result.compile_secs:.0f}")
     start = key(name, result.topology, result.config.batch, step)
     return f"{start} {' | '.join(map(str, cells))} |\n"
 

@@ -17,12 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from mixer_jax.compiled import Counts, read_out_of_memory
-from mixer_jax.training import setup
+from mixer_jax.training import setup, sharding
 
 Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
 
@@ -206,7 +204,8 @@ def plan(
     devices = _devices(topology)
     config = setup.for_platform(config, devices[0].platform)
     chip = next((c for c in CHIPS.values() if c.device_kind == _kind(devices)), None)
-    _check(config, len(devices))
+    setup.check_config(config)
+    setup.check_devices(config, len(devices))
 
     tell(f"compiling the step for {len(devices)} devices")
     step = _compile(config, devices, num_classes)
@@ -292,27 +291,10 @@ def _kind(devices: list[Any]) -> str:
     return devices[0].device_kind
 
 
-def _check(config: Config, devices: int) -> None:
-    unit = config.accum_steps * devices
-    if config.batch % unit:
-        raise setup.ConfigError(
-            f"batch is {config.batch}; with {devices} chips and accum_steps "
-            f"{config.accum_steps} it must be a multiple of {unit}."
-        )
-    if devices % config.mesh.fsdp:
-        raise setup.ConfigError(
-            f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} chips."
-        )
-
-
 def _compile(
     config: Config, devices: list[Any], num_classes: int, unroll: int = 1
 ) -> _Step:
-    mesh = Mesh(
-        np.array(devices).reshape(-1, config.mesh.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-    )
+    mesh = sharding.create_mesh(config.mesh.fsdp, devices)
     program = setup.build_program(config, mesh, num_classes, unroll)
     state = program.abstract_state
     image_dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32

@@ -128,7 +128,7 @@ def test_what_is_tried_when_a_step_does_not_fit(monkeypatch):
 
 
 def test_batch_that_the_chips_do_not_divide():
-    with pytest.raises(setup.ConfigError, match=r"8 chips .*multiple of 8"):
+    with pytest.raises(setup.ConfigError, match=r"8 devices .*multiple of 8"):
         plan(tiny_config(batch=12), "local")
 
 

@@ -81,15 +81,18 @@ def check_config(config: Config) -> None:
             "sam_rho and a factor of 0 in lr_multipliers do not go together: the "
             "sharpness of frozen parameters would count."
         )
-    devices = jax.device_count()
-    if config.mesh.fsdp < 1 or devices % config.mesh.fsdp:
-        raise ConfigError(
-            f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} devices."
-        )
     for key in ("batch", "batch_eval", "accum_steps", "eval_every",
                 "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
         if config[key] < 1:
             raise ConfigError(f"{key} is {config[key]}; expected at least 1.")
+
+
+def check_devices(config: Config, devices: int) -> None:
+    """Raises ConfigError if so many devices cannot run the config."""
+    if config.mesh.fsdp < 1 or devices % config.mesh.fsdp:
+        raise ConfigError(
+            f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} devices."
+        )
     for key, unit in (
         ("batch", config.accum_steps * devices),
         ("batch_eval", devices),

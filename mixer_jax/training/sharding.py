@@ -5,6 +5,7 @@ their optimizer state are split too; with fsdp=1 they are replicated. XLA derive
 communication.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,22 +16,26 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MIN_SPLIT_SIZE = 2**16
 
 
-def create_mesh(fsdp: int = 1) -> Mesh:
-    """Returns a mesh ("data", "fsdp") of all devices of all processes.
+def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns a mesh ("data", "fsdp"), in which neighbours are neighbours on the wire.
 
     Args:
       fsdp: devices that share one copy of the state.
+      devices: that make up the mesh; None for all of all processes.
 
     Raises:
       ValueError: fsdp does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
+    count = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or count % fsdp:
         raise ValueError(
-            f"mesh.fsdp is {fsdp}, which does not divide the {devices} devices."
+            f"mesh.fsdp is {fsdp}, which does not divide the {count} devices."
         )
     return jax.make_mesh(
-        (devices // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
+        (count // fsdp, fsdp),
+        ("data", "fsdp"),
+        (AxisType.Auto, AxisType.Auto),
+        devices=devices,
     )
 
 

@@ -33,6 +33,7 @@ from mixer_jax.training.setup import (
     Evaluator,
     build_program,
     check_config,
+    check_devices,
     for_platform,
     in_steps,
     initial_state,
@@ -76,6 +77,7 @@ def train_and_evaluate(
     workdir = pathlib.Path(workdir).expanduser().absolute()
     config = for_platform(config, jax.devices()[0].platform)
     check_config(config)
+    check_devices(config, jax.device_count())
     _check_workdir(config, workdir)
     saved_config = _as_json(config)
     workdir.mkdir(parents=True, exist_ok=True)
