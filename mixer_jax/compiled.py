@@ -43,9 +43,15 @@ class Counts:
         )
 
 
+# What libtpu says of a step too large; what it calls temporaries holds arguments too.
+_OUT_OF_MEMORY = re.compile(
+    r"(?:hbm\. Used |total memory required for HLO temporaries \()([\d.]+)([KMGT])"
+)
+
+
 def read_out_of_memory(message: str) -> int | None:
     """Returns the bytes that a step needs which XLA refused to compile for its size."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    match = _OUT_OF_MEMORY.search(message)
     if "RESOURCE_EXHAUSTED" not in message or match is None:
         return None
     return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))

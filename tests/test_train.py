@@ -175,6 +175,23 @@ def test_workdir_is_named_after_the_config(tmp_path):
     assert "workdir  runs/digits" in done.stdout
 
 
+@pytest.mark.slow
+def test_digits_are_learned_as_well_in_bfloat16(tmp_path):
+    top1 = {}
+    for dtype in ("float32", "bfloat16"):
+        workdir = tmp_path / dtype
+        done = train(
+            "--config=configs/digits.py",
+            f"--config.model.dtype={dtype}",
+            f"--workdir={workdir}",
+        )
+        assert done.returncode == 0, done.stderr
+        rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        top1[dtype] = [row["test/top1"] for row in rows if "test/top1" in row][-1]
+    assert top1["float32"] >= 0.975
+    assert abs(top1["bfloat16"] - top1["float32"]) <= 0.005
+
+
 # One of each kind in the plain run; the others differ from them in numbers alone.
 SMOKE = ["digits", "pretrain_i1k"]
 SLOW_SMOKE = [name for name in CONFIGS if name not in {*SMOKE, "common"}] + [
