@@ -279,7 +279,9 @@ def convert(
     print(f"{target}: {target.stat().st_size:,} bytes")
     if target.suffix == ".npz" and own_gelu == "erf":
         print("An npz file cannot say that these parameters go with the exact GELU.")
-        print("Give --gelu erf wherever you use it.")
+        print(
+            "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
+        )
     if target.suffix == ".safetensors" and own_gelu == "tanh":
         print("timm computes the exact GELU, these parameters were trained with the")
         print("tanh approximation: its logits will differ slightly.")

@@ -1,4 +1,4 @@
-"""The sizes of the eight published Mixer variants (paper, Table 1), as data."""
+"""The sizes of the Mixer variants, as data: the paper's Table 1, and S/8."""
 
 import dataclasses
 

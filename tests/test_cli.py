@@ -173,7 +173,10 @@ def test_convert_there_and_back(mixer_jax, run, golden, tmp_path):
     from_timm = mixer_jax(
         "convert", golden.path / "timm_mixer.safetensors", tmp_path / "t.npz"
     )
-    assert "Give --gelu erf wherever you use it." in from_timm[1]
+    assert (
+        "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
+        in from_timm[1]
+    )
 
 
 def test_checkpoints(mixer_jax, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,9 +100,12 @@ def check_devices(config: Config, devices: int) -> None:
     ):
         if config[key] % unit:
             accum = f" and accum_steps {config.accum_steps}" if key == "batch" else ""
+            fewer = math.gcd(config.accum_steps, config[key] // devices)
+            or_fewer = f" Or set accum_steps to {fewer}."
             raise ConfigError(
                 f"{key} is {config[key]}; with {devices} devices{accum} it must be a "
                 f"multiple of {unit}, such as {-(-config[key] // unit) * unit}."
+                f"{or_fewer if config[key] % devices == 0 else ''}"
             )
 
 

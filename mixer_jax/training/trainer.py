@@ -74,6 +74,11 @@ def train_and_evaluate(
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     start_time = time.monotonic()
+    if "://" in os.fspath(workdir):
+        raise ConfigError(
+            f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder; "
+            "a bucket can be mounted as one."
+        )
     workdir = pathlib.Path(workdir).expanduser().absolute()
     config = for_platform(config, jax.devices()[0].platform)
     check_config(config)

@@ -192,7 +192,12 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
         ),
         image_channels=size("stem/kernel", 2, rank=4),
     )
-    check_shapes(shapes, sizes.shapes(), f"{where}: not the keys and shapes of a Mixer")
+    check_shapes(
+        shapes,
+        sizes.shapes(),
+        f"{where}: not the keys and shapes of a Mixer (what a changed model adds "
+        "belongs into mixer_jax.weights.layout.MixerSizes.shapes)",
+    )
     return sizes
 
 

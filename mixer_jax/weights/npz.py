@@ -59,6 +59,9 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> layout.MixerSizes:
 def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """Writes parameters as an npz file in the published layout: whole or not at all.
 
+    A changed model may have parameters of its own beside the published ones; reading
+    the file wants them listed in `mixer_jax.weights.layout.MixerSizes.shapes`.
+
     Args:
       path: the file, used as given; folders above it are made.
       params: the published parameter tree, of float32 JAX or numpy arrays.
@@ -68,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
       CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
         URL.
     """
-    layout.infer_model(params)
+    layout.check_is_mixer(layout.flatten(params), "The parameters")
     with replace_when_whole(path) as partial, partial.open("wb") as file:
         arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}
         for key, array in arrays.items():

@@ -190,6 +190,11 @@ def test_infinite_loss_stops_the_run(tmp_path):
     assert not (tmp_path / "final.npz").exists()
 
 
+def test_a_bucket_is_no_workdir():
+    with pytest.raises(setup.ConfigError, match=r"is gs://bucket/run, a URL"):
+        trainer.train_and_evaluate(tiny_config(), "gs://bucket/run")
+
+
 def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
     from mixer_jax.data.sources import DatasetError
 
@@ -212,6 +217,7 @@ def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
         ),
         ({"batch": 12}, r"batch is 12; with 8 devices .*multiple of 8, such as 16"),
         ({"batch": 24, "accum_steps": 2}, r"batch is 24.*accum_steps 2.*of 16"),
+        ({"batch": 32, "accum_steps": 8}, r"of 64, such as 64. Or .* accum_steps to 4"),
         ({"batch_eval": 4}, r"batch_eval is 4.*multiple of 8"),
         ({"eval_every": 0}, r"eval_every is 0; expected at least 1"),
         ({"decay_type": "exp"}, r"decay_type is 'exp'; expected one of cosine"),

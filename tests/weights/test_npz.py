@@ -82,6 +82,18 @@ def test_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch, assert_sam
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
+def test_a_changed_models_parameters_are_saved(tiny, tmp_path):
+    """A run is not lost for them; reading says where to list them."""
+    params = tiny.tree()
+    params["MixerBlock_0"]["gate"] = np.ones(3, np.float32)
+    mixer_jax.save_checkpoint(tmp_path / "a.npz", params)
+    assert np.load(tmp_path / "a.npz")["MixerBlock_0/gate"].shape == (3,)
+    with pytest.raises(
+        ValueError, match=r"MixerSizes.shapes\).\n  MixerBlock_0/gate: found \(3,\)"
+    ):
+        mixer_jax.load_checkpoint(tmp_path / "a.npz")
+
+
 def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
     def save(params, path=tmp_path / "a.npz"):
         mixer_jax.save_checkpoint(path, params)
