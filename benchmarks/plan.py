@@ -48,8 +48,7 @@ Made by `python benchmarks/plan.py` with jax {jax} and libtpu {libtpu}; 224 pixe
 classes, one update with accum_steps 1. Memory and work are of one chip. The bounds
 follow from published peaks (mixer_jax/plan.py). No TPU was at hand: nothing was timed.
 "default" is what the config gives on TPU, bfloat16 and remat "blocks"; "no remat" is
-bfloat16 alone; "naive" is float32, without remat, with the state on every chip. Where a
-step does not fit, the compiler tells its need and no more.
+bfloat16 alone; "naive" is float32, without remat, with the state on every chip.
 
 | model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits \
 | TFLOP | GB moved | bound ms | at most images/s |

@@ -2,13 +2,13 @@
 
 The training stream is a function of (seed, position) alone: example i of the stream
 draws its image and its augmentation from i, and step s takes examples
-[s * batch, (s + 1) * batch). Resuming is starting at a step, and the number of
-processes that share the work changes nothing.
+[s * batch, (s + 1) * batch). Resuming is starting at a step, and how processes share
+the rows of a batch changes nothing.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -38,8 +38,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     prefetch: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of one training batch after another, without end.
 
@@ -53,15 +52,12 @@ def train_batches(
       seed: of order and augmentation.
       start_step: the step of the first batch.
       prefetch: how many batches to prepare ahead.
-      process_index: this process gets the process_index-th equal part of each batch.
-      process_count: number of processes.
+      rows: of each batch, to read here, where other processes read the others; None
+        for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
       [rows].
-
-    Raises:
-      ValueError: process_count does not divide batch_size.
     """
     unreadable = _Unreadable()
 
@@ -84,14 +80,14 @@ def train_batches(
 
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
-    rows = _rows_per_process(batch_size, process_count)
+    rows = range(batch_size) if rows is None else rows
 
     def position(i: int) -> int:
-        step, row = divmod(i, rows)
-        return (start_step + step) * batch_size + process_index * rows + row
+        step, row = divmod(i, len(rows))
+        return (start_step + step) * batch_size + rows[row]
 
-    view = _View(stream, position, 2**62 // batch_size * rows)  # as good as no end
-    return _batches(view, rows, prefetch)
+    view = _View(stream, position, 2**62 // batch_size * len(rows))  # as good as no end
+    return _batches(view, len(rows), prefetch)
 
 
 def eval_batches(
@@ -101,8 +97,7 @@ def eval_batches(
     batch_size: int,
     num_classes: int | None = None,
     prefetch: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of every example, once and in order.
 
@@ -116,16 +111,13 @@ def eval_batches(
       num_classes: given where an image has several labels, which then become 1 for each
         and 0 elsewhere.
       prefetch: how many batches to prepare ahead.
-      process_index: this process gets the process_index-th equal part of each batch.
-      process_count: number of processes.
+      rows: of each batch, to read here, where other processes read the others; None
+        for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows]
       and `mask` float32 [rows]; with num_classes `label` is float32
       [rows, num_classes].
-
-    Raises:
-      ValueError: process_count does not divide batch_size.
     """
     unreadable = _Unreadable()
     blank = transform(np.zeros((transform.crop, transform.crop, 3), np.uint8)) * 0
@@ -151,13 +143,14 @@ def eval_batches(
 
     num_batches = -(-len(source) // batch_size)
     stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)
-    rows = _rows_per_process(batch_size, process_count)
+    rows = range(batch_size) if rows is None else rows
 
     def position(i: int) -> int:
-        batch, row = divmod(i, rows)
-        return batch * batch_size + process_index * rows + row
+        batch, row = divmod(i, len(rows))
+        return batch * batch_size + rows[row]
 
-    return _batches(_View(stream, position, num_batches * rows), rows, prefetch)
+    view = _View(stream, position, num_batches * len(rows))
+    return _batches(view, len(rows), prefetch)
 
 
 class _Unreadable:
@@ -194,15 +187,6 @@ class _View:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return self._dataset[self._position(index)]
-
-
-def _rows_per_process(batch_size: int, process_count: int) -> int:
-    if batch_size % process_count:
-        raise ValueError(
-            f"A batch of {batch_size} cannot be split evenly over {process_count} "
-            "processes."
-        )
-    return batch_size // process_count
 
 
 def _batches(view: _View, rows: int, prefetch: int) -> grain.DatasetIterator[Batch]:

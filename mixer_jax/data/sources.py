@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -65,11 +66,22 @@ class Example(NamedTuple):
             return self.image
         if isinstance(self.image, bytes):
             return decode(self.image)
+        return decode(_read(self.image), upright=True)
+
+
+def _read(path: pathlib.Path) -> bytes:
+    """Returns a file's contents, over what passes on a network disk."""
+    for secs in (1, 5):
         try:
-            data = self.image.read_bytes()
-        except OSError as error:
-            raise ImageError(error.strerror or str(error)) from error
-        return decode(data, upright=True)
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            break
+        except OSError:
+            time.sleep(secs)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
 
 
 class Source(Protocol):

@@ -57,8 +57,9 @@ def logging_to(workdir: pathlib.Path, is_main: bool) -> Iterator[None]:
 class MetricsWriter:
     """Writes numbers by step to metrics.jsonl and to TensorBoard's event files.
 
-    What a run that goes on at `start_step` wrote until then stays as it is; rows of
-    later steps, which it will write again, are dropped.
+    What a run that goes on at `start_step` wrote until then stays as it is, and no row
+    of that step is written twice; rows of later steps, which it will write again, are
+    dropped.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
@@ -68,6 +69,8 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [row for row in rows if _step_of(row) <= start_step]
+        last = [json.loads(row) for row in kept if _step_of(row) == start_step]
+        self._known = {name for row in last for name in row}
         if kept != rows:
             partial = path.with_suffix(".partial")
             partial.write_text("".join(kept))
@@ -79,8 +82,10 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row; names are like "train/loss"."""
-        if not self._enabled or step <= self._start_step:
+        if not self._enabled:
             return
+        if step == self._start_step and self._known.issuperset(values):
+            return  # of an evaluation made once more
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

@@ -8,6 +8,8 @@ import importlib.util
 import ipaddress
 import os
 import pathlib
+import secrets
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,6 +26,13 @@ LAUNCHERS = (
      "SLURM_LOCALID"},
     {"OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
 )  # fmt: skip
+
+
+# How long a process that failed waits for the others, who wait for it in their step.
+SHUTDOWN_SECS = 30
+
+# How long a network disk may take to show a new file to another host.
+SHARED_FOLDER_SECS = 20
 
 
 class ProcessError(RuntimeError):
@@ -59,7 +68,7 @@ def initialize(
     given = [coordinator, num_processes, process_id]
     if all(x is None for x in given):
         if _has_launcher() or _is_tpu_host():
-            jax.distributed.initialize()
+            _initialize_as_launched()
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise ProcessError(
@@ -85,7 +94,35 @@ def initialize(
         coordinator_bind_address=coordinator if _is_loopback(host) else None,
         # Given all this, what a launcher says about devices is not asked.
         cluster_detection_method="deactivate",
+        shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises ProcessError in all processes if one does not see process 0's `folder`.
+
+    A checkpoint of which each process wrote its part into a folder of its own could
+    never be read.
+    """
+    if jax.process_count() == 1:
+        return
+    name = multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))
+    mark = folder / f".{name}.shared"
+    if jax.process_index() == 0:
+        mark.touch()
+    multihost_utils.sync_global_devices("mark made")
+    deadline = time.monotonic() + SHARED_FOLDER_SECS
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not seen.all():
+        raise ProcessError(
+            f"{folder} is not the same folder for all processes: what process 0 writes "
+            f"there, process {np.flatnonzero(seen == 0)[0]} does not see. Take a "
+            "--workdir on a disk that all share."
+        )
 
 
 def first_process_first(fn: Callable[[], T]) -> T:
@@ -95,23 +132,27 @@ def first_process_first(fn: Callable[[], T]) -> T:
     disk, each does so for itself.
 
     Raises:
-      ProcessError: process 0 raised something; there, that is raised.
+      ProcessError: another process raised something; there, that is raised.
     """
     if jax.process_count() == 1:
         return fn()
-    is_first = jax.process_index() == 0
+    # The first meeting of processes may not last long, a later one may.
+    multihost_utils.sync_global_devices("before taking turns")
     result, error = None, None
-    if is_first:
-        try:
-            result = fn()
-        except Exception as caught:  # raised below, once the others know
-            error = caught
-    failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-    if error is not None:
-        raise error
-    if failed:
-        raise ProcessError("Process 0 failed; its message says why.")
-    return result if is_first else fn()  # type: ignore[return-value]
+    for turn_of_first in (True, False):
+        if turn_of_first == (jax.process_index() == 0):
+            try:
+                result = fn()
+            except Exception as caught:  # raised below, once the others know
+                error = caught
+        failed = multihost_utils.process_allgather(np.int32(error is not None))
+        if error is not None:
+            raise error
+        if failed.any():
+            raise ProcessError(
+                f"Process {np.flatnonzero(failed)[0]} failed; its message says why."
+            )
+    return result  # type: ignore[return-value]
 
 
 def _int_from_environment(name: str) -> int | None:
@@ -121,6 +162,17 @@ def _int_from_environment(name: str) -> int | None:
     if not value.isdecimal():
         raise ProcessError(f"{name} is {value!r} in the environment, not a number.")
     return int(value)
+
+
+def _initialize_as_launched() -> None:
+    try:
+        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECS)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ProcessError(
+            f"This looks like one of several hosts, but how to reach the others cannot "
+            f"be found out: {error}\nTo run on this one alone: --coordinator "
+            "localhost:8476 --num_processes 1 --process_id 0."
+        ) from error
 
 
 def _has_launcher() -> bool:

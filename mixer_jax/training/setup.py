@@ -129,8 +129,8 @@ class Data:
     train_transform: preprocess.TrainTransform
     eval_transform: preprocess.EvalTransform
 
-    def train_batches(self, start_step: int) -> Any:
-        """Returns this process's rows of training batches, without end."""
+    def train_batches(self, start_step: int, rows: Sequence[int]) -> Any:
+        """Returns the given rows of training batches, without end."""
         return pipeline.train_batches(
             self.train_source,
             self.train_transform,
@@ -138,8 +138,7 @@ class Data:
             seed=self.config.seed,
             start_step=start_step,
             prefetch=self.config.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
         )
 
 
@@ -265,17 +264,17 @@ def open_evaluators(
     ) -> Iterator[dict[str, jax.Array]]:
         # A split smaller than a batch is not padded to a whole one.
         smallest = -(-len(source) // mesh.size) * mesh.size
-        rows = pipeline.eval_batches(
+        batch_size = min(config.batch_eval, smallest)
+        batches = pipeline.eval_batches(
             source,
             transform,
-            batch_size=min(config.batch_eval, smallest),
+            batch_size=batch_size,
             num_classes=several,
             prefetch=config.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(mesh, batch_size),
         )
-        with contextlib.closing(rows):
-            yield from (sharding.shard_batch(mesh, batch) for batch in rows)
+        with contextlib.closing(batches):
+            yield from (sharding.shard_batch(mesh, batch) for batch in batches)
 
     def classify(
         source: sources.Source,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Splitting small arrays saves nothing and costs a message each.
@@ -31,12 +32,11 @@ def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
         raise ValueError(
             f"mesh.fsdp is {fsdp}, which does not divide the {count} devices."
         )
-    return jax.make_mesh(
-        (count // fsdp, fsdp),
-        ("data", "fsdp"),
-        (AxisType.Auto, AxisType.Auto),
-        devices=devices,
+    # With the last argument an axis may be part of one on the wire: fsdp=2 of 4 x 4.
+    grid = mesh_utils.create_device_mesh(
+        (count // fsdp, fsdp), devices, allow_split_physical_axes=True
     )
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -79,8 +79,18 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns which rows of a batch are this process's, in ascending order.
+
+    On a pod its devices need not be neighbours in the mesh, nor its rows in the batch.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    parts = {index[0].indices(batch_size) for index in places.values() if index}
+    return [row for part in sorted(parts) for row in range(*part)]
+
+
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Sends this process's rows of a batch to its devices.
+    """Sends this process's rows of a batch, those of local_rows, to its devices.
 
     Returns arrays of the whole batch, over all processes.
     """

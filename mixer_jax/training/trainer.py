@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
-from mixer_jax.training.processes import first_process_first
+from mixer_jax.training.processes import check_shared, first_process_first
 from mixer_jax.training.setup import (
     Config,
     ConfigError,
@@ -71,21 +71,22 @@ def train_and_evaluate(
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the pre-trained parameters are not there or do not fit.
       NonFiniteError: loss or gradient are infinite or not a number.
+      ProcessError: another process failed, or does not see the workdir.
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     start_time = time.monotonic()
     if "://" in os.fspath(workdir):
         raise ConfigError(
-            f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder; "
-            "a bucket can be mounted as one."
+            f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder."
         )
     workdir = pathlib.Path(workdir).expanduser().absolute()
     config = for_platform(config, jax.devices()[0].platform)
     check_config(config)
     check_devices(config, jax.device_count())
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_shared(workdir)
     _check_workdir(config, workdir)
     saved_config = _as_json(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(logging_to(workdir, is_main))
@@ -124,7 +125,8 @@ def train_and_evaluate(
         reader = _MetricsReader(
             writer, progress, config.progress_every, epoch, checkpoints
         )
-        train_batches = data.train_batches(start_step)
+        rows = sharding.local_rows(mesh, config.batch)
+        train_batches = data.train_batches(start_step, rows)
         stack.enter_context(contextlib.closing(train_batches))
 
         step = start_step
@@ -136,8 +138,11 @@ def train_and_evaluate(
                 reader.flush()
                 checkpoints.save(step, state)
                 checkpoints.wait()
+            if stopping and not is_last:
+                break
             for evaluator in evaluators:
-                if is_last or (step > start_step and step % evaluator.every == 0):
+                # At the first step too: who stopped there may not have come to it.
+                if is_last or (step > 0 and step % evaluator.every == 0):
                     reader.flush()
                     with progress.paused():
                         results[evaluator.name] = evaluator.run(state.params)
@@ -147,7 +152,7 @@ def train_and_evaluate(
                 reader.flush()  # only a state with a finite loss is saved
                 with progress.paused():
                     checkpoints.save(step, state)
-            if is_last or stopping:
+            if is_last:
                 break
             batch = sharding.shard_batch(mesh, next(train_batches))
             with jax.transfer_guard("disallow"):

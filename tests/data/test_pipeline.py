@@ -75,24 +75,11 @@ def test_stream_is_a_function_of_seed_and_step():
     assert list(other["label"]) != list(batches[0]["label"])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_each_batch(count):
+@pytest.mark.parametrize("rows", [range(4), range(4, 8), [0, 1, 6, 7]])
+def test_processes_read_their_rows_of_each_batch(rows):
     whole = train(5, transform=TrainTransform(4))
-    parts = [
-        train(5, transform=TrainTransform(4), process_index=i, process_count=count)
-        for i in range(count)
-    ]
-    for step in range(5):
-        joined = {
-            key: np.concatenate([part[step][key] for part in parts])
-            for key in ("image", "label")
-        }
-        equal([whole[step]], [joined])
-
-
-def test_batch_that_processes_cannot_share():
-    with pytest.raises(ValueError, match="batch of 8 cannot be split evenly over 3"):
-        train(1, process_count=3)
+    part = train(5, transform=TrainTransform(4), rows=rows)
+    equal([{k: x[list(rows)] for k, x in batch.items()} for batch in whole], part)
 
 
 def test_damaged_images_are_replaced_and_told_once(caplog):
@@ -129,6 +116,7 @@ def test_evaluation_counts_every_example_once(length, processes):
     source = Numbered(length)
     if length > 256:
         source.__class__ = type("Wide", (Numbered,), {"__getitem__": wide_item})
+    batch_size = 64 if length == 1000 else 8
     seen = []
     batches = []
     for i in range(processes):
@@ -137,9 +125,8 @@ def test_evaluation_counts_every_example_once(length, processes):
                 pipeline.eval_batches(
                     source,
                     EvalTransform(4),
-                    batch_size=64 if length == 1000 else 8,
-                    process_index=i,
-                    process_count=processes,
+                    batch_size=batch_size,
+                    rows=range(i, batch_size, processes),
                 ),
                 None,
             )

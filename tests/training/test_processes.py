@@ -15,6 +15,7 @@ import pytest
 
 from mixer_jax.training import processes, trainer
 
+from ..examples import write_folder
 from .test_trainer import final_params, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,14 +38,22 @@ def start(workdir, config, devices, *args):
     )  # fmt: skip
 
 
-def start_two(workdir, config):
+def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start_two(workdir, config, second_config=None, second_workdir=None):
+    address = free_address()
+    each = [
+        (workdir, config),
+        (second_workdir or workdir, second_config or config),
+    ]
     return [
-        start(workdir, config, 4, f"--coordinator=localhost:{port}",
+        start(*own, 4, f"--coordinator={address}",
               "--num_processes=2", f"--process_id={i}")
-        for i in range(2)
+        for i, own in enumerate(each)
     ]  # fmt: skip
 
 
@@ -148,6 +157,56 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(config, tmp_path):
         assert f"RunStopped: Stopped at step {step} of 100000" in output
 
 
+def test_two_processes_with_a_workdir_each_are_refused(config, tmp_path):
+    outputs = finish(*start_two(tmp_path / "a", config, second_workdir=tmp_path / "b"))
+    for output in outputs:
+        assert "is not the same folder for all processes" in output, outputs
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_both_processes_end_soon_when_one_fails(config, tmp_path):
+    photos = write_folder(tmp_path / "photos", {"train/a": 20, "test/a": 20})
+    configs = [config.copy_and_resolve_references() for _ in range(2)]
+    for one in configs:
+        one.dataset = str(photos)
+    configs[1].dataset = str(tmp_path / "none")
+    first, second = finish(*start_two(tmp_path / "run", *configs))
+    assert "Process 1 failed" in first, first + second
+    assert "There is no folder" in second, first + second
+
+
+INTERLEAVED = """
+import sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+from mixer_jax.training import processes, sharding
+processes.initialize(sys.argv[1], 2, int(sys.argv[2]))
+devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1)
+mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+rows = sharding.local_rows(mesh, 8)
+batch = sharding.shard_batch(mesh, {"label": np.array(rows)})
+print(rows, multihost_utils.process_allgather(batch["label"], tiled=True))
+"""
+
+
+def test_rows_of_processes_whose_devices_are_no_neighbours(tmp_path):
+    """As on a pod, where the mesh follows the wires."""
+    address = free_address()
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", INTERLEAVED, address, str(i)],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    first, second = finish(*runs)
+    assert "[0, 1, 4, 5] [0 1 2 3 4 5 6 7]" in first, first
+    assert "[2, 3, 6, 7] [0 1 2 3 4 5 6 7]" in second, second
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -182,7 +241,7 @@ def test_environment_names_the_processes(monkeypatch):
 
 def test_srun_is_recognised(monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: calls.append(1))
     for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
         assert not calls
         monkeypatch.setenv(f"SLURM_{name}", "1")

@@ -126,6 +126,19 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
     ]
 
 
+def test_evaluation_that_a_kill_prevented_is_made_up_for(tmp_path):
+    with killed_at(6):
+        trainer.train_and_evaluate(tiny_config(), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    (last,) = (line for line in lines if "test/top1" in line)
+    metrics.write_text("".join(line for line in lines if line != last))
+    trainer.train_and_evaluate(tiny_config(), tmp_path)
+    tests = [row for row in rows(tmp_path) if "test/top1" in row]
+    assert tests[0] == json.loads(last)
+    assert [row["step"] for row in tests] == [6, 12]
+
+
 def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
     config = tiny_config()
     expected = trainer.train_and_evaluate(config, tmp_path)
