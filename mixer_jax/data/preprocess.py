@@ -64,7 +64,7 @@ def check_whole(data: bytes) -> None:
     """Finds JPEG, PNG and WebP files that are cut off, and broken JPEG and PNG parts.
 
     OpenCV never says what is wrong, and takes a JPEG of which the end is overwritten.
-    Looking first costs 2 to 3 % of decoding a photograph (benchmarks/decode.py). Damage
+    Looking first costs 3 to 5 % of decoding a photograph (benchmarks/decode.py). Damage
     that leaves a JPEG's or WebP's parts in place is not seen, nor does OpenCV see it.
 
     Args:
