@@ -4,8 +4,8 @@
 
 on CPU, in a process of its own each time and without a compilation cache. Most of it is
 compiling. What counts is the ratio, of processor time where other programs run beside.
-Scanned takes longer: XLA compiles kernels that blocks have in common once, but each
-block's slice of the stacked gradients makes its kernels of the optimizer unlike others.
+Scanned takes longer: XLA compiles a kernel once if several blocks need the same one,
+but the gradients come stacked, and cutting them makes each block's kernels differ.
 """
 
 import argparse

@@ -93,7 +93,9 @@ def main() -> None:
     header = HEADER.format(
         jax=jax.__version__, libtpu=importlib.metadata.version("libtpu")
     )
-    lines = PATH.read_text().splitlines(keepends=True) if PATH.exists() else []
+    text = PATH.read_text() if PATH.exists() else ""
+    # Rows that other versions made are made anew.
+    lines = text.splitlines(keepends=True) if text.startswith(header) else []
     cases = {
         key(name, topology, batch, step): (name, topology, batch, fsdp, step)
         for name, topology, batch, fsdp in ROWS

@@ -100,7 +100,7 @@ class MlpMixer(nn.Module):
       gelu: "tanh", the approximation that the published weights were trained with,
         or "erf", the exact function, for weights from PyTorch (timm).
       remat: "none"; or to save memory in the backward pass, which costs time: "blocks"
-        computes each block but the last once more, "dots" its norms and GELU but no
+        computes each block but the last once more, "dots" their norms and GELUs but no
         matrix product. On CPU XLA undoes it unless scan_blocks is on.
       scan_blocks: compile one block and loop over all. For TPU that takes a fraction
         of the time, on CPU more. Values are the same, up to which units `dropout_rate`

@@ -60,7 +60,7 @@ def test_preview_with_an_argument_and_overrides(tmp_path, mixer_jax):
     status, printed = mixer_jax(
         *("data", "preview", "--config.pp.crop=64", f"{CONFIGS / 'b16.py'}:{root}"),
         *("--config.model.patches.size=(32, 32)", "--rows=1", "--output", output),
-        "--config.mesh.fsdp=256",  # devices that the preview needs not
+        "--config.mesh.fsdp=256",  # the preview needs no such devices
     )
     assert status == 0
     assert printed == f"{output}\n"

@@ -52,8 +52,7 @@ def train_batches(
       seed: of order and augmentation.
       start_step: the step of the first batch.
       prefetch: how many batches to prepare ahead.
-      rows: of each batch, to read here, where other processes read the others; None
-        for all.
+      rows: which rows of each batch this process reads; None for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
@@ -111,8 +110,7 @@ def eval_batches(
       num_classes: given where an image has several labels, which then become 1 for each
         and 0 elsewhere.
       prefetch: how many batches to prepare ahead.
-      rows: of each batch, to read here, where other processes read the others; None
-        for all.
+      rows: which rows of each batch this process reads; None for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows]

@@ -69,13 +69,22 @@ class Example(NamedTuple):
         return decode(_read(self.image), upright=True)
 
 
+# What trying again does not mend; other errors may be those of a network disk.
+_LASTING = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
 def _read(path: pathlib.Path) -> bytes:
-    """Returns a file's contents, over what passes on a network disk."""
+    """Returns a file's contents, at the third attempt at the latest."""
     for secs in (1, 5):
         try:
             return path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            break
+        except _LASTING as error:
+            raise ImageError(error.strerror or str(error)) from error
         except OSError:
             time.sleep(secs)
     try:

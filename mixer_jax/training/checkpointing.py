@@ -27,7 +27,8 @@ ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=2**20,
-        # With it all processes compare what they wrote before the checkpoint counts.
+        # With it process 0 checks that all wrote arrays of the same names and shapes
+        # before the checkpoint counts.
         array_metadata_store=getattr(_default, "_array_metadata_store", None),
     ),
     override=True,
@@ -88,7 +89,8 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        step = self._manager.latest_step()
+        return None if step is None else int(step)  # an int32 from another process
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving; `state` may be donated as soon as this returns."""
@@ -101,7 +103,7 @@ class Checkpoints:
         Args:
           like: a state, or the shapes, dtypes and shardings of one.
         """
-        step = self._manager.latest_step()
+        step = self.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 

@@ -28,7 +28,7 @@ LAUNCHERS = (
 )  # fmt: skip
 
 
-# How long a process that failed waits for the others, who wait for it in their step.
+# How long a process that failed waits for the others before they are ended too.
 SHUTDOWN_SECS = 30
 
 # How long a network disk may take to show a new file to another host.
@@ -102,7 +102,8 @@ def check_shared(folder: pathlib.Path) -> None:
     """Raises ProcessError in all processes if one does not see process 0's `folder`.
 
     A checkpoint of which each process wrote its part into a folder of its own could
-    never be read.
+    never be read. Call it early: it is the processes' first meeting, to which none may
+    come late, as they may to those that follow.
     """
     if jax.process_count() == 1:
         return
@@ -136,8 +137,6 @@ def first_process_first(fn: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return fn()
-    # The first meeting of processes may not last long, a later one may.
-    multihost_utils.sync_global_devices("before taking turns")
     result, error = None, None
     for turn_of_first in (True, False):
         if turn_of_first == (jax.process_index() == 0):

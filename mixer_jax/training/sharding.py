@@ -18,7 +18,7 @@ MIN_SPLIT_SIZE = 2**16
 
 
 def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh ("data", "fsdp"), in which neighbours are neighbours on the wire.
+    """Returns a mesh ("data", "fsdp"), laid along the wires as far as JAX can.
 
     Args:
       fsdp: devices that share one copy of the state.

@@ -141,7 +141,7 @@ def train_and_evaluate(
             if stopping and not is_last:
                 break
             for evaluator in evaluators:
-                # At the first step too: who stopped there may not have come to it.
+                # At start_step too: a run that stopped there may not have evaluated.
                 if is_last or (step > 0 and step % evaluator.every == 0):
                     reader.flush()
                     with progress.paused():

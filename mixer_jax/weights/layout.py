@@ -156,10 +156,11 @@ def infer_model(params: Mapping[str, Any]) -> MixerSizes:
     return infer_sizes(shapes_of(params), "The parameters")
 
 
-def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
+def infer_sizes(shapes: Shapes, where: str, *, more: bool = False) -> MixerSizes:
     """Does infer_model's work on flat shapes; `where` begins the message of an error.
 
-    Each size is what most of its arrays say, so that an odd one out is named.
+    Each size is what most of its arrays say, so that an odd one out is named. With
+    `more`, keys that no Mixer has are let pass.
     """
     check_is_mixer(shapes, where)
 
@@ -192,11 +193,14 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
         ),
         image_channels=size("stem/kernel", 2, rank=4),
     )
+    expected = sizes.shapes()
+    if more:
+        shapes = {key: shape for key, shape in shapes.items() if key in expected}
     check_shapes(
         shapes,
-        sizes.shapes(),
+        expected,
         f"{where}: not the keys and shapes of a Mixer (what a changed model adds "
-        "belongs into mixer_jax.weights.layout.MixerSizes.shapes)",
+        "belongs in mixer_jax.weights.layout.MixerSizes.shapes)",
     )
     return sizes
 

@@ -71,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
       CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
         URL.
     """
-    layout.check_is_mixer(layout.flatten(params), "The parameters")
+    layout.infer_sizes(layout.shapes_of(params), "The parameters", more=True)
     with replace_when_whole(path) as partial, partial.open("wb") as file:
         arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}
         for key, array in arrays.items():

@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import logging
 import pathlib
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mixer_jax.data import sources
-from mixer_jax.data.preprocess import decode
+from mixer_jax.data.preprocess import ImageError, decode
 from mixer_jax.data.sources import DatasetError, open_dataset
 
 from ..examples import encode, photographs, write_folder
@@ -277,3 +278,27 @@ def test_bad_tables(tmp_path, content, message):
     table.write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         open_dataset(str(table))
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_what_a_network_disk_fails_to_read_is_read_again(
+    tmp_path, monkeypatch, failures
+):
+    root = write_folder(tmp_path, {"train/a": 1})
+    example = open_dataset(str(root)).split("train")[0]
+    expected, waits = example.pixels(), []
+    read = pathlib.Path.read_bytes
+
+    def read_bytes(path):
+        if len(waits) < failures:
+            waits.append(0)
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(sources.time, "sleep", lambda secs: None)
+    if failures == 2:
+        np.testing.assert_array_equal(example.pixels(), expected)
+    else:
+        with pytest.raises(ImageError, match="Input/output error"):
+            example.pixels()

@@ -44,23 +44,19 @@ def free_address():
         return f"localhost:{free.getsockname()[1]}"
 
 
-def start_two(workdir, config, second_config=None, second_workdir=None):
+def start_two(workdir, config, second_config=None):
     address = free_address()
-    each = [
-        (workdir, config),
-        (second_workdir or workdir, second_config or config),
-    ]
     return [
-        start(*own, 4, f"--coordinator={address}",
+        start(workdir, own, 4, f"--coordinator={address}",
               "--num_processes=2", f"--process_id={i}")
-        for i, own in enumerate(each)
+        for i, own in enumerate([config, second_config or config])
     ]  # fmt: skip
 
 
-def finish(*runs):
-    """Waits, and returns what each process printed."""
+def finish(*runs, timeout=300):
+    """Waits so many seconds, and returns what each process printed."""
     try:
-        return [run.communicate(timeout=300)[0] for run in runs]
+        return [run.communicate(timeout=timeout)[0] for run in runs]
     finally:
         for run in runs:
             run.kill()
@@ -71,6 +67,8 @@ def rows(workdir):
 
 
 def train_losses(workdir):
+    if not (workdir / "metrics.jsonl").exists():
+        return {}
     return {r["step"]: r["train/loss"] for r in rows(workdir) if "train/loss" in r}
 
 
@@ -140,28 +138,27 @@ def test_two_processes_train_as_one_does_and_write_everything_once(
     assert len(rows(tmp_path)) == 22
 
 
-def test_two_processes_stop_at_the_same_step_and_one_goes_on(config, tmp_path):
+def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.update(total_steps=100_000, eval_every=100_000, checkpoint_every=100_000)
-    runs = start_two(tmp_path, config)
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline, finish(*runs)
-        time.sleep(0.1)
-    runs[1].send_signal(signal.SIGTERM)  # not the one that writes
-    outputs = finish(*runs)
-    (step,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
-    for run, output in zip(runs, outputs, strict=True):
-        assert run.returncode == 1
-        assert f"RunStopped: Stopped at step {step} of 100000" in output
-
-
-def test_two_processes_with_a_workdir_each_are_refused(config, tmp_path):
-    outputs = finish(*start_two(tmp_path / "a", config, second_workdir=tmp_path / "b"))
-    for output in outputs:
-        assert "is not the same folder for all processes" in output, outputs
-    assert not list(tmp_path.glob("*/*"))
+    stopped_at = [0]
+    for attempt in range(2):
+        runs = start_two(tmp_path, config)
+        deadline = time.monotonic() + 200
+        while len(train_losses(tmp_path)) < stopped_at[-1] + 3:
+            assert time.monotonic() < deadline, finish(*runs, timeout=1)
+            assert runs[0].poll() is None, finish(*runs)
+            time.sleep(0.1)
+        runs[1 - attempt].send_signal(signal.SIGTERM)  # not the one that writes, first
+        outputs = finish(*runs)
+        stopped_at.append(max(int(p.name) for p in tmp_path.glob("checkpoints/*")))
+        for run, output in zip(runs, outputs, strict=True):
+            assert run.returncode == 1
+            assert f"RunStopped: Stopped at step {stopped_at[-1]} of 100000" in output
+    first, second = stopped_at[1:]
+    assert second > first
+    assert list(train_losses(tmp_path)) == list(range(1, second + 1))
+    assert f"where it stopped, at step {first}" in outputs[0]
 
 
 def test_both_processes_end_soon_when_one_fails(config, tmp_path):
@@ -170,9 +167,45 @@ def test_both_processes_end_soon_when_one_fails(config, tmp_path):
     for one in configs:
         one.dataset = str(photos)
     configs[1].dataset = str(tmp_path / "none")
-    first, second = finish(*start_two(tmp_path / "run", *configs))
+    first, second = finish(*start_two(tmp_path / "run", *configs), timeout=120)
     assert "Process 1 failed" in first, first + second
     assert "There is no folder" in second, first + second
+
+
+def run_two(code, *args):
+    """Runs code in two processes with two devices each; returns what they print."""
+    address = free_address()
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, address, str(i), *args],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    return finish(*runs)
+
+
+OWN_FOLDERS = """
+import pathlib, sys
+from mixer_jax.training import processes
+processes.initialize(sys.argv[1], 2, int(sys.argv[2]))
+processes.SHARED_FOLDER_SECS = 1
+processes.check_shared(pathlib.Path(sys.argv[3]))
+print("shared")
+folder = pathlib.Path(sys.argv[3], sys.argv[2])
+folder.mkdir()
+processes.check_shared(folder)
+"""
+
+
+def test_a_folder_for_each_process_is_refused(tmp_path):
+    for output in run_two(OWN_FOLDERS, str(tmp_path)):
+        assert "shared\n" in output
+        assert "is not the same folder for all processes" in output
+        assert "process 1 does not see" in output
+    assert not list(tmp_path.glob("**/*.shared"))
 
 
 INTERLEAVED = """
@@ -190,19 +223,9 @@ print(rows, multihost_utils.process_allgather(batch["label"], tiled=True))
 """
 
 
-def test_rows_of_processes_whose_devices_are_no_neighbours(tmp_path):
+def test_rows_of_processes_whose_devices_are_no_neighbours():
     """As on a pod, where the mesh follows the wires."""
-    address = free_address()
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", INTERLEAVED, address, str(i)],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    first, second = finish(*runs)
+    first, second = run_two(INTERLEAVED)
     assert "[0, 1, 4, 5] [0 1 2 3 4 5 6 7]" in first, first
     assert "[2, 3, 6, 7] [0 1 2 3 4 5 6 7]" in second, second
 

@@ -106,6 +106,10 @@ def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
     params["stem"]["bias"][3] = np.inf
     with pytest.raises(ValueError, match=r"stem/bias has 1 NaN or infinite"):
         save(params)
+    params = tiny.tree()
+    del params["stem"]
+    with pytest.raises(ValueError, match=r"no key ends in 'stem/kernel'"):
+        save(params)
     with pytest.raises(TypeError, match=r"nested dict of arrays; found list"):
         save([1.0])
     with pytest.raises(TypeError, match=r"stem: expected an array, found float"):
