@@ -87,6 +87,11 @@ def initialize(
             f"coordinator is {coordinator!r}; expected host:port of process 0, such as "
             "10.0.0.2:8476, or localhost:8476."
         )
+    print(
+        f"process  {process_id} of {num_processes}, meeting the others at "
+        f"{coordinator}",
+        flush=True,
+    )
     jax.distributed.initialize(
         coordinator,
         num_processes,

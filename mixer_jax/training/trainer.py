@@ -108,7 +108,7 @@ def train_and_evaluate(
             if start_step == config.total_steps:
                 logger.info("This run is finished; evaluating it once more.")
             else:
-                logger.info("start    where it stopped, at step %d", start_step)
+                logger.info("start    from the checkpoint of step %d", start_step)
         else:
             state = initial_state(config, program, init_rng)
         _describe(config, mesh, state)
@@ -162,6 +162,8 @@ def train_and_evaluate(
 
         checkpoints.wait()
         progress.close()
+        if step == 0:
+            raise RunStopped("Stopped before the first step; nothing is lost.")
         if not is_last:
             raise RunStopped(
                 f"Stopped at step {step} of {config.total_steps}. The state is in "

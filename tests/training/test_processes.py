@@ -158,7 +158,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
     first, second = stopped_at[1:]
     assert second > first
     assert list(train_losses(tmp_path)) == list(range(1, second + 1))
-    assert f"where it stopped, at step {first}" in outputs[0]
+    assert f"from the checkpoint of step {first}" in outputs[0]
 
 
 def test_both_processes_end_soon_when_one_fails(config, tmp_path):

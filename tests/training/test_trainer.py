@@ -178,6 +178,14 @@ def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
     assert steps == list(range(1, 201))
 
 
+def test_stop_before_the_first_step(tmp_path, monkeypatch):
+    stopping = contextlib.nullcontext(lambda: True)
+    monkeypatch.setattr(trainer, "_stop_signals", lambda: stopping)
+    with pytest.raises(trainer.RunStopped, match="before the first step"):
+        trainer.train_and_evaluate(tiny_config(), tmp_path)
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
 def test_another_config_is_refused_and_changes_nothing(tmp_path):
     trainer.train_and_evaluate(tiny_config(total_steps=3), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
