@@ -8,7 +8,7 @@ the rows of a batch changes nothing.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -79,13 +79,9 @@ def train_batches(
 
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
+    num_batches = 2**62 // batch_size  # as good as no end
     rows = range(batch_size) if rows is None else rows
-
-    def position(i: int) -> int:
-        step, row = divmod(i, len(rows))
-        return (start_step + step) * batch_size + rows[row]
-
-    view = _View(stream, position, 2**62 // batch_size * len(rows))  # as good as no end
+    view = _View(stream, batch_size, rows, num_batches, start_step)
     return _batches(view, len(rows), prefetch)
 
 
@@ -142,12 +138,7 @@ def eval_batches(
     num_batches = -(-len(source) // batch_size)
     stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)
     rows = range(batch_size) if rows is None else rows
-
-    def position(i: int) -> int:
-        batch, row = divmod(i, len(rows))
-        return batch * batch_size + rows[row]
-
-    view = _View(stream, position, num_batches * len(rows))
+    view = _View(stream, batch_size, rows, num_batches)
     return _batches(view, len(rows), prefetch)
 
 
@@ -170,21 +161,26 @@ class _Unreadable:
 
 
 class _View:
-    """The items of a dataset at chosen positions."""
+    """The given rows of each batch of a dataset, from the batch `start` on."""
 
     def __init__(
         self,
         dataset: grain.MapDataset,
-        position: Callable[[int], int],
-        length: int,
+        batch_size: int,
+        rows: Sequence[int],
+        num_batches: int,
+        start: int = 0,
     ):
-        self._dataset, self._position, self._length = dataset, position, length
+        self._dataset, self._batch_size, self._rows = dataset, batch_size, rows
+        self._num_batches, self._start = num_batches, start
 
     def __len__(self) -> int:
-        return self._length
+        return self._num_batches * len(self._rows)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self._dataset[self._position(index)]
+        batch, row = divmod(index, len(self._rows))
+        position = (self._start + batch) * self._batch_size + self._rows[row]
+        return self._dataset[position]
 
 
 def _batches(view: _View, rows: int, prefetch: int) -> grain.DatasetIterator[Batch]:
