@@ -12,9 +12,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mixer_jax.data.preprocess import ImageError
-from mixer_jax.data.sources import DatasetError
-from mixer_jax.training import processes, setup, trainer
+from mixer_jax.data.dataset import DatasetError
+from mixer_jax.data.decode import ImageError
+from mixer_jax.run import trainer
+from mixer_jax.training import processes
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
         trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
         processes.ProcessError,
-        setup.ConfigError,
+        trainer.ConfigError,
         trainer.NonFiniteError,
         trainer.RunStopped,
         DatasetError,

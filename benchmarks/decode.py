@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 from sklearn.datasets import load_sample_images
 
-from mixer_jax.data.preprocess import check_whole
+from mixer_jax.data.decode import check_whole
 
 
 def measure_micros(function: Callable[[], Any]) -> float:

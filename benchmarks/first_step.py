@@ -18,7 +18,8 @@ import sys, time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, ".")
 from configs import {config} as module
-from mixer_jax.training import setup, sharding
+from mixer_jax.run.program import build_program
+from mixer_jax.training import sharding
 config = module.get_config()
 config.accum_steps, config.model.scan_blocks = 1, {scan}
 batch = {{"image": np.zeros(({batch}, 224, 224, 3), np.uint8)}}
@@ -26,7 +27,7 @@ batch["label"] = np.zeros({batch}, np.int32)
 start, cpu = time.monotonic(), time.process_time()
 mesh = sharding.create_mesh()
 with jax.set_mesh(mesh):
-    program = setup.build_program(config, mesh, 1000)
+    program = build_program(config, mesh, 1000)
     state = program.init(jax.random.key(0))
     jax.block_until_ready(state)
     init = time.monotonic()

@@ -8,7 +8,8 @@ import time
 
 from absl import flags
 
-from mixer_jax.data import pipeline, sources
+from mixer_jax.data import dataset as datasets
+from mixer_jax.data import pipeline
 from mixer_jax.data.preprocess import TrainTransform
 
 BATCHES = 60
@@ -17,7 +18,7 @@ BATCHES = 60
 def seconds(chunk: int) -> float:
     """Returns how long 60 batches of 64 take."""
     pipeline.CHUNK = chunk
-    source = sources.open_dataset("digits").split("train")
+    source = datasets.open_dataset("digits").split("train")
     batches = pipeline.train_batches(source, TrainTransform(16), batch_size=64, seed=0)
     with contextlib.closing(batches):
         next(batches)

@@ -22,14 +22,15 @@ from ml_collections import config_flags
 from tqdm import tqdm
 from tyro.conf import Positional
 
+from mixer_jax.data.dataset import DatasetError, default_splits, open_dataset
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.data.sources import DatasetError, default_splits, open_dataset
-from mixer_jax.evaluation.loading import LoadedModel, load_model
 from mixer_jax.evaluation.prediction import find_images, format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
+from mixer_jax.files import FileError, replace_when_whole
+from mixer_jax.run.loading import LoadedModel, load_model
 from mixer_jax.weights.export import ExportError, export_onnx, export_stablehlo
 from mixer_jax.weights.layout import CheckpointError, infer_model
-from mixer_jax.weights.npz import replace_when_whole, save_checkpoint
+from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
     PUBLISHED,
     cache_dir,
@@ -135,10 +136,8 @@ def evaluate(
       confusion_matrix: draw one as this PNG file, of at most 50 classes.
     """
     # Grain takes a third of a second to import, and nothing else here needs it.
-    from mixer_jax.evaluation.classification import (
-        evaluate_dataset,
-        plot_confusion_matrix,
-    )
+    from mixer_jax.evaluation.classification import evaluate_dataset
+    from mixer_jax.visualize import plot_confusion_matrix
 
     if dataset is None and not pathlib.Path(model).expanduser().is_dir():
         raise UsageError("Name a --dataset; only the workdir of a run has its own.")
@@ -156,10 +155,13 @@ def evaluate(
     if confusion_matrix and num_classes > 50:
         raise UsageError(f"No confusion matrix of {num_classes} classes: 50 at most.")
     report = evaluate_dataset(
-        loaded,
+        loaded.model,
+        loaded.params,
+        transform,
         open_dataset(dataset, data_dir=tfds_data_dir),
         split,
-        transform=transform,
+        class_names=loaded.class_names,
+        loss_fn=loaded.loss_fn,
         batch_size=batch,
     )
     _print_report(report, f"{dataset} {split}", transform)
@@ -203,7 +205,13 @@ def predict(
     paths = find_images(files)
     loaded, transform = flags.load(model)
     found = predict_files(
-        loaded, paths, transform=transform, top_k=top_k, batch_size=batch
+        loaded.model,
+        loaded.params,
+        transform,
+        paths,
+        class_names=loaded.class_names,
+        top_k=top_k,
+        batch_size=batch,
     )
     bar = tqdm(found, total=len(paths), unit=" images", disable=None, leave=False)
     predictions = list(bar)
@@ -349,7 +357,8 @@ def preview(
     """
     import jax
 
-    from mixer_jax.training import setup
+    from mixer_jax.run.config import ConfigError, check_config
+    from mixer_jax.run.data import open_data
     from mixer_jax.visualize import draw_preview
 
     if rows < 1:
@@ -357,10 +366,10 @@ def preview(
     jax.config.update("jax_platforms", "cpu")  # accelerators are for who trains
     loaded = load_config(config, overrides)
     try:
-        setup.check_config(loaded)
-    except setup.ConfigError as error:
+        check_config(loaded)
+    except ConfigError as error:
         raise UsageError(str(error)) from error
-    data = setup.open_data(loaded)
+    data = open_data(loaded)
     draw_preview(
         output,
         title=f"What the model sees of {loaded.dataset}: "
@@ -394,7 +403,7 @@ def plan(
     import jax
 
     from mixer_jax import plan as planning
-    from mixer_jax.training import setup
+    from mixer_jax.run.config import ConfigError
 
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
@@ -405,7 +414,7 @@ def plan(
             num_classes,
             tell=lambda message: print(f"{message} ...", file=sys.stderr),
         )
-    except (setup.ConfigError, planning.PlanError) as error:
+    except (ConfigError, planning.PlanError) as error:
         raise UsageError(str(error)) from error
     print(result)
     if result.fits is False:
@@ -561,5 +570,12 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (CheckpointError, DatasetError, ExportError, UsageError, OSError) as error:
+    except (
+        CheckpointError,
+        DatasetError,
+        ExportError,
+        FileError,
+        UsageError,
+        OSError,
+    ) as error:
         sys.exit(f"{type(error).__name__}: {error}")

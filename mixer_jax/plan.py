@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from mixer_jax.compiled import Counts, read_out_of_memory
-from mixer_jax.training import setup, sharding
+from mixer_jax.run.config import check_config, check_devices, for_platform
+from mixer_jax.run.program import build_program
+from mixer_jax.training import sharding
 
 Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
 
@@ -202,10 +204,10 @@ def plan(
       PlanError: there is no such topology, or libtpu is not installed.
     """
     devices = _devices(topology)
-    config = setup.for_platform(config, devices[0].platform)
+    config = for_platform(config, devices[0].platform)
     chip = next((c for c in CHIPS.values() if c.device_kind == _kind(devices)), None)
-    setup.check_config(config)
-    setup.check_devices(config, len(devices))
+    check_config(config)
+    check_devices(config, len(devices))
 
     tell(f"compiling the step for {len(devices)} devices")
     step = _compile(config, devices, num_classes)
@@ -295,7 +297,7 @@ def _compile(
     config: Config, devices: list[Any], num_classes: int, unroll: int = 1
 ) -> _Step:
     mesh = sharding.create_mesh(config.mesh.fsdp, devices)
-    program = setup.build_program(config, mesh, num_classes, unroll)
+    program = build_program(config, mesh, num_classes, unroll)
     state = program.abstract_state
     image_dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32
     image_shape = (config.batch, config.pp.crop, config.pp.crop, 3)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import Source
-from mixer_jax.weights.npz import replace_when_whole
+from mixer_jax.data.dataset import Source
+from mixer_jax.data.decode import ImageError
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
+from mixer_jax.files import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,28 @@ def draw_runs(
     )
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
+
+
+def plot_confusion_matrix(
+    path: str | os.PathLike[str], matrix: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Draws int [classes, classes], by label and prediction, as a PNG file."""
+    from matplotlib.figure import Figure  # over a second to import
+
+    n = len(class_names)
+    side = 2.5 + 0.35 * n
+    axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(n), class_names, rotation=90)
+    axes.set_yticks(range(n), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        number = str(matrix[row, column])
+        axes.text(column, row, number, ha="center", va="center", color=color, size=7)
+    with replace_when_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]

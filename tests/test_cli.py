@@ -12,9 +12,10 @@ import pytest
 
 from configs import digits
 from mixer_jax import cli
-from mixer_jax.data.preprocess import EvalTransform, decode
-from mixer_jax.data.sources import open_dataset
-from mixer_jax.training import trainer
+from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.decode import decode
+from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.run import trainer
 from mixer_jax.weights.npz import read_checkpoint
 from mixer_jax.weights.published import PUBLISHED
 

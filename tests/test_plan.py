@@ -12,9 +12,9 @@ from configs import b16, l16
 from mixer_jax import plan as plan_module
 from mixer_jax.compiled import Counts, read_collectives, read_out_of_memory
 from mixer_jax.plan import CHIPS, PlanError, plan
-from mixer_jax.training import setup, trainer
+from mixer_jax.run import program, trainer
 
-from .training.test_trainer import tiny_config
+from .run.test_trainer import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -94,7 +94,7 @@ def test_state_of_l16_over_eight_devices_is_a_seventh_or_less_of_replicated():
     sizes = []
     for fsdp in (1, 8):
         mesh = trainer.sharding.create_mesh(fsdp)
-        state = setup.build_program(l16.get_config(), mesh, 1000).abstract_state
+        state = program.build_program(l16.get_config(), mesh, 1000).abstract_state
         sizes.append(
             plan_module._bytes_per_chip(state.params)
             + plan_module._bytes_per_chip(state.opt_state)
@@ -132,7 +132,7 @@ def test_what_is_tried_when_a_step_does_not_fit(monkeypatch):
 
 
 def test_batch_that_the_chips_do_not_divide():
-    with pytest.raises(setup.ConfigError, match=r"8 devices .*multiple of 8"):
+    with pytest.raises(trainer.ConfigError, match=r"8 devices .*multiple of 8"):
         plan(tiny_config(batch=12), "local")
 
 

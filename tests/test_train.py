@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 import mixer_jax
 from configs import common
-from mixer_jax.training import trainer
+from mixer_jax.run import trainer
 from mixer_jax.variants import VARIANTS
 
 from .examples import write_folder

@@ -4,9 +4,15 @@ import cv2
 import numpy as np
 import pytest
 
+from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.decode import decode
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
-from mixer_jax.data.sources import open_dataset
-from mixer_jax.visualize import draw_preview, draw_runs, read_metrics
+from mixer_jax.visualize import (
+    draw_preview,
+    draw_runs,
+    plot_confusion_matrix,
+    read_metrics,
+)
 
 from .examples import write_folder, write_mixed_folder
 
@@ -120,3 +126,17 @@ def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
     image = cv2.imread(str(tmp_path / "out.png"))
     assert image.shape[1] > image.shape[0]  # one row
     assert len(np.unique(image)) > 10
+
+
+def test_confusion_matrix_is_drawn(tmp_path):
+    matrix = np.array([[3, 1], [0, 5]])
+    path = tmp_path / "new" / "matrix.png"
+    plot_confusion_matrix(path, matrix, ["ant", "bee"])
+    image = decode(path.read_bytes())
+    assert min(image.shape[:2]) > 300
+    # The diagonal is dark, the empty cell light.
+    height, width = image.shape[:2]
+    dark = image.astype(int).sum(-1) < 250
+    assert dark[: height // 2, : width // 2].sum() > 1000
+    assert dark[height // 2 :, width // 2 :].sum() > 1000
+    assert [x.name for x in path.parent.iterdir()] == ["matrix.png"]

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from mixer_jax.data.dataset import Source
+from mixer_jax.data.decode import ImageError
 from mixer_jax.data.pipeline import NUM_THREADS
-from mixer_jax.data.preprocess import ImageError
-from mixer_jax.data.sources import Source
 
 # What `warnings` finds worth one.
 SMALL_PIXELS = 32

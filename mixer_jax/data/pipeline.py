@@ -15,8 +15,9 @@ import grain
 import numpy as np
 from grain import experimental
 
-from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import DatasetError, Example, Source
+from mixer_jax.data.dataset import DatasetError, Example, Source
+from mixer_jax.data.decode import ImageError
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 logger = logging.getLogger(__name__)
 

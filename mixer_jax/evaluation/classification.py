@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer_jax.data.dataset import Dataset, DatasetError, Example, Source
+from mixer_jax.data.imagenet import imagenet_synsets
 from mixer_jax.data.pipeline import eval_batches
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.data.sources import Dataset, DatasetError, Example, Source
-from mixer_jax.evaluation.loading import LoadedModel, imagenet_synsets
 from mixer_jax.model import MlpMixer
 from mixer_jax.training import losses, sharding
-from mixer_jax.training.step import Batch, Metrics, make_eval_step, to_model_input
+from mixer_jax.training.step import (
+    Batch,
+    LossFn,
+    Metrics,
+    make_eval_step,
+    to_model_input,
+)
 from mixer_jax.weights.layout import CheckpointError
-from mixer_jax.weights.npz import replace_when_whole
 
 
 def evaluate(
@@ -101,11 +105,14 @@ class Report:
 
 
 def evaluate_dataset(
-    loaded: LoadedModel,
+    model: MlpMixer,
+    params: Any,
+    transform: EvalTransform,
     dataset: Dataset,
     split: str,
     *,
-    transform: EvalTransform | None = None,
+    class_names: Sequence[str] | None = None,
+    loss_fn: LossFn = losses.softmax_cross_entropy,
     batch_size: int = 128,
 ) -> Report:
     """Scores a model on a split of a dataset, over all of this host's devices.
@@ -114,23 +121,26 @@ def evaluate_dataset(
     classes or another order; of ImageNet-1k's, WordNet ids will do as names.
 
     Args:
-      loaded: see `mixer_jax.evaluation.loading.load_model`.
-      dataset: see `mixer_jax.data.sources.open_dataset`.
+      model: the model.
+      params: its parameters.
+      transform: makes the images that it expects.
+      dataset: see `mixer_jax.data.dataset.open_dataset`.
       split: such as "test" or "validation[:1000]".
-      transform: instead of the model's own.
+      class_names: what the model's classes are called, if that is known.
+      loss_fn: see `mixer_jax.training.losses`.
       batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
-      the report; its loss is the run's, softmax cross-entropy where there was no run.
+      the report.
 
     Raises:
       CheckpointError: the model has no head.
       DatasetError: the split is not there, has classes that the model has not, no or
         several labels for an image, or no image that can be read.
     """
-    if not loaded.model.num_classes:
+    if not model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
-    names, labels = _match_classes(loaded, dataset.class_names)
+    names, labels = _match_classes(class_names, model.num_classes, dataset.class_names)
     source = dataset.split(split)
     first = source[0].label
     if isinstance(first, tuple):
@@ -141,13 +151,11 @@ def evaluate_dataset(
     if first < 0:
         raise DatasetError(f"The images of {split} have no labels to compare with.")
     source = _Relabelled(source, labels)
-    sigmoid = (loaded.config or {}).get("loss") == "sigmoid"
-    loss_fn = losses.sigmoid_cross_entropy if sigmoid else losses.softmax_cross_entropy
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    params = jax.device_put(loaded.params, sharding.replicated(mesh))
-    step = jax.jit(make_report_step(loaded.model, loss_fn))
-    rows = eval_batches(source, transform or loaded.transform, batch_size=batch_size)
+    params = jax.device_put(params, sharding.replicated(mesh))
+    step = jax.jit(make_report_step(model, loss_fn))
+    rows = eval_batches(source, transform, batch_size=batch_size)
     kept: list[tuple[jax.Array, ...]] = []
 
     def keep_predictions(params: Any, batch: Batch) -> Metrics:
@@ -181,28 +189,6 @@ def make_report_step(
     return report_step
 
 
-def plot_confusion_matrix(
-    path: str | os.PathLike[str], matrix: np.ndarray, class_names: Sequence[str]
-) -> None:
-    """Draws int [classes, classes], by label and prediction, as a PNG file."""
-    from matplotlib.figure import Figure  # over a second to import
-
-    n = len(class_names)
-    side = 2.5 + 0.35 * n
-    axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(n), class_names, rotation=90)
-    axes.set_yticks(range(n), class_names)
-    axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        number = str(matrix[row, column])
-        axes.text(column, row, number, ha="center", va="center", color=color, size=7)
-    with replace_when_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Relabelled:
     """A source whose labels are replaced."""
@@ -220,10 +206,9 @@ class _Relabelled:
 
 
 def _match_classes(
-    loaded: LoadedModel, dataset_names: Sequence[str]
+    names: Sequence[str] | None, num_classes: int, dataset_names: Sequence[str]
 ) -> tuple[Sequence[str], np.ndarray]:
     """Returns the model's class names, and its class for each one of the dataset."""
-    names, num_classes = loaded.class_names, loaded.model.num_classes
     if names is None or list(names) == list(dataset_names):
         if len(dataset_names) != num_classes:
             raise DatasetError(

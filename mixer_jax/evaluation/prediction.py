@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixer_jax.data.preprocess import EvalTransform, ImageError
-from mixer_jax.data.sources import IMAGE_ENDINGS, Example
-from mixer_jax.evaluation.loading import LoadedModel
+from mixer_jax.data.dataset import Example
+from mixer_jax.data.decode import ImageError
+from mixer_jax.data.folders import IMAGE_ENDINGS
+from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.model import MlpMixer
 from mixer_jax.training.step import to_model_input
 from mixer_jax.weights.layout import CheckpointError
 
@@ -72,19 +74,23 @@ def find_images(patterns: Iterable[str]) -> list[str]:
 
 
 def predict(
-    loaded: LoadedModel,
+    model: MlpMixer,
+    params: Any,
+    transform: EvalTransform,
     files: Sequence[str],
     *,
-    transform: EvalTransform | None = None,
+    class_names: Sequence[str] | None = None,
     top_k: int = 5,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
     """Classifies image files, turned upright as their EXIF orientation says.
 
     Args:
-      loaded: see `mixer_jax.evaluation.loading.load_model`.
+      model: the model.
+      params: its parameters.
+      transform: makes the images that it expects.
       files: paths of images.
-      transform: instead of the model's own.
+      class_names: what the model's classes are called, if that is known.
       top_k: how many classes to name; at most all.
       batch_size: images at a time.
 
@@ -95,12 +101,11 @@ def predict(
     Raises:
       CheckpointError: the model has no head.
     """
-    num_classes = loaded.model.num_classes
+    num_classes = model.num_classes
     if not num_classes:
         raise CheckpointError("The model has no head, and so no classes to predict.")
-    names = loaded.class_names or [str(i) for i in range(num_classes)]
-    transform = transform or loaded.transform
-    params = jax.device_put(loaded.params)
+    names = class_names or [str(i) for i in range(num_classes)]
+    params = jax.device_put(params)
 
     batch_size = min(
         batch_size, max(len(files), 1)
@@ -108,7 +113,7 @@ def predict(
 
     @jax.jit
     def classify(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits: Any = loaded.model.apply(
+        logits: Any = model.apply(
             {"params": params}, to_model_input(images), train=False
         )
         return jax.lax.top_k(jax.nn.softmax(logits), min(top_k, num_classes))

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 from mixer_jax.data.preprocess import scale
 from mixer_jax.model import MlpMixer
@@ -56,6 +57,27 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
+def make_loss_and_grads(
+    model: MlpMixer, loss_fn: LossFn
+) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]:
+    """Returns the function that computes a batch's mean loss and its gradient.
+
+    It maps parameters, a batch of `image` and `label`, and the key for dropout and
+    stochastic depth to the loss [] and the tree of gradients.
+    """
+
+    def mean_loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
+        logits: Any = model.apply(
+            {"params": params},
+            to_model_input(batch["image"]),
+            train=True,
+            rngs={"dropout": rng},
+        )
+        return jnp.mean(loss_fn(logits, batch["label"]))
+
+    return jax.value_and_grad(mean_loss)
+
+
 def make_train_step(
     model: MlpMixer,
     tx: optax.GradientTransformation,
@@ -66,7 +88,6 @@ def make_train_step(
     label_smoothing: float = 0.0,
     mixup_p: float = 0.0,
     sam_rho: float = 0.0,
-    unroll: int = 1,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update.
 
@@ -82,13 +103,13 @@ def make_train_step(
       sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
         (sharpness-aware minimization, https://arxiv.org/abs/2010.01412, equation 2);
         0 for none.
-      unroll: slices in the body of the loop over them; values are the same.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
       returns the next state and the metrics `loss`, `grad_norm` (before clipping),
       `param_norm` (before the update) and `learning_rate`.
     """
+    loss_and_grads_of_slice = make_loss_and_grads(model, loss_fn)
 
     def augment(batch: Batch, rng: jax.Array) -> Batch:
         images, labels = batch["image"], batch["label"]
@@ -100,40 +121,26 @@ def make_train_step(
             images, labels = mixup(rng, to_model_input(images), labels, mixup_p)
         return {"image": images, "label": labels}
 
-    def mean_loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
-        logits: Any = model.apply(
-            {"params": params},
-            to_model_input(batch["image"]),
-            train=True,
-            rngs={"dropout": rng},
-        )
-        return jnp.mean(loss_fn(logits, batch["label"]))
-
     def loss_and_grads(
         params: Any, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Any]:
         if accum_steps == 1:
-            return jax.value_and_grad(mean_loss)(params, batch, rng)
+            return loss_and_grads_of_slice(params, batch, rng)
 
         # Slice k takes rows k, k + accum_steps, … : of each device as many, so that no
         # row changes device.
+        pattern = "(rows slices) ... -> slices rows ..."
         slices = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0),
-            batch,
+            lambda x: rearrange(x, pattern, slices=accum_steps), batch
         )
 
-        def add_slice(total: Any, part: Any) -> tuple[Any, None]:
-            piece, rng = part
-            value_and_grads = jax.value_and_grad(mean_loss)(params, piece, rng)
-            return jax.tree.map(jnp.add, total, value_and_grads), None
+        def add_slice(total: Any, one: Any) -> tuple[Any, None]:
+            loss_and_grads = loss_and_grads_of_slice(params, *one)
+            return jax.tree.map(jnp.add, total, loss_and_grads), None
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(
-            add_slice,
-            zero,
-            (slices, jax.random.split(rng, accum_steps)),
-            unroll=unroll,
-        )
+        rngs = jax.random.split(rng, accum_steps)
+        total, _ = jax.lax.scan(add_slice, zero, (slices, rngs))
         return jax.tree.map(lambda x: x / accum_steps, total)
 
     def train_step(
@@ -144,8 +151,8 @@ def make_train_step(
         loss, grads = loss_and_grads(state.params, batch, rng)
         if sam_rho:
             radius = sam_rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
-            worse = jax.tree.map(lambda p, g: p + radius * g, state.params, grads)
-            _, grads = loss_and_grads(worse, batch, rng)
+            nearby = jax.tree.map(lambda p, g: p + radius * g, state.params, grads)
+            _, grads = loss_and_grads(nearby, batch, rng)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

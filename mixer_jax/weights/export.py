@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import export
 
 from mixer_jax.data.preprocess import EvalTransform, scale
+from mixer_jax.files import replace_when_whole
 from mixer_jax.model import MlpMixer
-from mixer_jax.weights.npz import replace_when_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

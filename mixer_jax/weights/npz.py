@@ -1,10 +1,8 @@
 """Checkpoints as npz files: both published layouts are read, the newer is written."""
 
-import contextlib
 import os
 import pathlib
 import re
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer_jax.files import replace_when_whole
 from mixer_jax.weights import layout
 
 # Pieces of keys in the older layout, which big_vision loads too.
@@ -213,21 +212,3 @@ def _squeeze(array: np.ndarray, rank: int) -> np.ndarray:
     while array.ndim > rank and 1 in array.shape:
         array = array.squeeze(array.shape.index(1))
     return array
-
-
-@contextlib.contextmanager
-def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write, and moves it there if all goes well."""
-    if "://" in os.fspath(path):
-        raise layout.CheckpointError(
-            f"{path} is a URL; files are written to local paths only."
-        )
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: hosts that share a disk may share those too.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

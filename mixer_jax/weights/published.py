@@ -14,6 +14,7 @@ from typing import Any
 
 import pooch
 
+from mixer_jax.files import replace_when_whole
 from mixer_jax.variants import VARIANTS
 from mixer_jax.weights import npz
 from mixer_jax.weights.layout import (
@@ -213,7 +214,7 @@ def _fetch(
         return path
     size = f" of {published.num_bytes:,} bytes" if published else ""
     try:
-        with npz.replace_when_whole(path) as partial, contextlib.ExitStack() as stack:
+        with replace_when_whole(path) as partial, contextlib.ExitStack() as stack:
             # pooch leaves the connection of a refused request open: close it after it.
             close = {"response": lambda response, **_: stack.enter_context(response)}
             download = pooch.HTTPDownloader(

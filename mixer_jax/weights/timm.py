@@ -17,6 +17,7 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mixer_jax.files import replace_when_whole
 from mixer_jax.weights import layout, npz
 
 _NORMS = {"LayerNorm_0": "norm1", "LayerNorm_1": "norm2"}
@@ -122,7 +123,7 @@ def save_timm(
         state_dict[_timm_name(key)] = np.ascontiguousarray(
             array.transpose(_TO_TIMM[array.ndim])
         )
-    with npz.replace_when_whole(path) as partial:
+    with replace_when_whole(path) as partial:
         # "pt" is what PyTorch's programs look for.
         about = {"format": "pt", "gelu": gelu, "note": note, **(metadata or {})}
         partial.touch()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mixer_jax.data.check import check_images, summarize, warnings
-from mixer_jax.data.sources import open_dataset
+from mixer_jax.data.dataset import open_dataset
 
 from ..examples import encode, write_folder, write_mixed_folder
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mixer_jax.data import pipeline
-from mixer_jax.data.preprocess import EvalTransform, ImageError, TrainTransform
-from mixer_jax.data.sources import DatasetError, Example, open_dataset
+from mixer_jax.data.dataset import DatasetError, Example, open_dataset
+from mixer_jax.data.decode import ImageError
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 from ..examples import encode, write_mixed_folder
 

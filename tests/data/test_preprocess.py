@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 from scipy import stats
 
-from mixer_jax.data import preprocess
+from mixer_jax.data import decode, preprocess
 
 from ..examples import DAMAGES, ZEROED, photographs
 
@@ -152,7 +152,7 @@ def test_decode_gives_rgb(ending):
     image = np.zeros((16, 16, 3), np.uint8)
     image[..., 0] = 250  # red
     data = cv2.imencode(ending, image[..., ::-1])[1].tobytes()
-    np.testing.assert_allclose(preprocess.decode(data), image, atol=6)
+    np.testing.assert_allclose(decode.decode(data), image, atol=6)
 
 
 def saved(image: Image.Image, form: str, **options) -> bytes:
@@ -218,7 +218,7 @@ def ycck(photo: Image.Image) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_read_as_pillow_reads_it(photo, faded, kind):
     data = KINDS[kind](photo, faded)
-    image = preprocess.decode(data)
+    image = decode.decode(data)
     assert image.dtype == np.uint8
     # Pillow and OpenCV round alpha and the products of CMYK in their own ways.
     np.testing.assert_allclose(image.astype(int), on_white(data), atol=1)
@@ -229,7 +229,7 @@ def test_transparent_pixels_are_white_whatever_their_colour():
     hidden[4:] = (10, 20, 30, 255)
     for form in ("PNG", "WEBP"):
         options = {"lossless": True, "exact": True} if form == "WEBP" else {}
-        image = preprocess.decode(saved(Image.fromarray(hidden), form, **options))
+        image = decode.decode(saved(Image.fromarray(hidden), form, **options))
         assert (image[:4] == 255).all()
         assert (image[4:] == (10, 20, 30)).all()
 
@@ -241,7 +241,7 @@ def test_16_bit_png_keeps_the_upper_8_bits(channels):
         levels[..., 3] = 2**16 - 1
     data = cv2.imencode(".png", levels)[1].tobytes()
     colours = levels[..., 2::-1] if channels > 1 else levels.repeat(3, -1)
-    np.testing.assert_array_equal(preprocess.decode(data), colours >> 8)
+    np.testing.assert_array_equal(decode.decode(data), colours >> 8)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
@@ -249,16 +249,16 @@ def test_exif_orientation_counts_if_asked_for(photo, form):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     data = saved(photo, form, exif=exif)
-    assert preprocess.decode(data).shape == (96, 144, 3)
-    upright = preprocess.decode(data, upright=True)
+    assert decode.decode(data).shape == (96, 144, 3)
+    upright = decode.decode(data, upright=True)
     want = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_allclose(upright.astype(int), np.asarray(want), atol=1)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff not a JPEG", b"GIF8 or so", b"x"])
 def test_decode_of_what_is_no_image(data):
-    with pytest.raises(preprocess.ImageError):
-        preprocess.decode(data)
+    with pytest.raises(decode.ImageError):
+        decode.decode(data)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -268,8 +268,8 @@ def test_damaged_files_are_found_without_noise(photo, form, damage, capfd):
     data = DAMAGES[damage](saved(photo, form.split()[-1], **options))
     if (form, damage) == ("WEBP", ZEROED):
         return  # WebP has no checksums
-    with pytest.raises(preprocess.ImageError):
-        preprocess.decode(data)
+    with pytest.raises(decode.ImageError):
+        decode.decode(data)
     assert "libpng" not in capfd.readouterr().err
 
 
@@ -277,17 +277,17 @@ def test_damaged_files_are_found_without_noise(photo, form, damage, capfd):
 def test_files_cut_off_anywhere_are_refused(photo, form):
     # JPEGs of cameras hold a thumbnail, with an end-of-image marker of its own.
     data = saved(photo, form, comment=b"a thumbnail \xff\xd9")
-    preprocess.decode(data)
+    decode.decode(data)
     for length in range(0, len(data) - 1, 97):
-        with pytest.raises(preprocess.ImageError):
-            preprocess.decode(data[:length])
+        with pytest.raises(decode.ImageError):
+            decode.decode(data[:length])
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_what_follows_the_image_is_no_damage(photo, form):
     data = saved(photo, form)
-    followed = preprocess.decode(data + b"\xff\xd8 a phone's second image")
-    np.testing.assert_array_equal(followed, preprocess.decode(data))
+    followed = decode.decode(data + b"\xff\xd8 a phone's second image")
+    np.testing.assert_array_equal(followed, decode.decode(data))
 
 
 def test_image_of_absurd_size_is_an_image_error():
@@ -299,8 +299,8 @@ def test_image_of_absurd_size_is_an_image_error():
         + zlib.crc32(chunk).to_bytes(4, "big")
         for chunk in chunks
     )
-    with pytest.raises(preprocess.ImageError):
-        preprocess.decode(data)
+    with pytest.raises(decode.ImageError):
+        decode.decode(data)
 
 
 def test_central_crop_larger_than_the_image():

@@ -7,13 +7,25 @@ import numpy as np
 import pytest
 from scipy.special import log_expit, log_softmax
 
-from mixer_jax.data.preprocess import decode
-from mixer_jax.data.sources import DatasetError, Example, open_dataset
+from mixer_jax.data.dataset import DatasetError, Example, open_dataset
+from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.evaluation import classification
-from mixer_jax.evaluation.loading import imagenet_names
 from mixer_jax.training.losses import softmax_cross_entropy
 from mixer_jax.training.step import make_eval_step
 from mixer_jax.weights.layout import CheckpointError
+
+
+def score(loaded, dataset, split, **options):
+    return classification.evaluate_dataset(
+        loaded.model,
+        loaded.params,
+        loaded.transform,
+        dataset,
+        split,
+        class_names=loaded.class_names,
+        loss_fn=loaded.loss_fn,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +48,7 @@ def test_report_equals_what_numpy_makes_of_the_logits(
     loaded, folder, logits, batch_size
 ):
     root, images, labels = folder
-    report = classification.evaluate_dataset(
-        loaded, open_dataset(str(root)), "train", batch_size=batch_size
-    )
+    report = score(loaded, open_dataset(str(root)), "train", batch_size=batch_size)
     scores = logits(images)
     order = np.argsort(-scores, axis=1)
     predictions = order[:, 0]
@@ -65,7 +75,7 @@ def test_report_equals_what_numpy_makes_of_the_logits(
 def test_the_loss_is_the_run_s(loaded, folder, logits):
     root, images, labels = folder
     run = dataclasses.replace(loaded, config={"loss": "sigmoid"})
-    report = classification.evaluate_dataset(run, open_dataset(str(root)), "train")
+    report = score(run, open_dataset(str(root)), "train")
     scores, targets = logits(images), np.eye(7)[labels]
     losses = -log_expit(scores) * targets - log_expit(-scores) * (1 - targets)
     assert report.metrics["loss"] == pytest.approx(losses.sum(1).mean(), rel=1e-5)
@@ -83,7 +93,7 @@ def test_datasets_without_one_label_for_each_image(loaded, label, message):
             return [Example(np.zeros((16, 16, 3), np.uint8), label, "odd")]
 
     with pytest.raises(DatasetError, match=message):
-        classification.evaluate_dataset(loaded, Odd(), "test")
+        score(loaded, Odd(), "test")
 
 
 def test_predictions_cost_no_second_forward_pass(loaded):
@@ -105,9 +115,7 @@ def test_fewer_classes_in_another_order(loaded, folder, tmp_path):
     (tmp_path / "some.csv").write_text(
         "path,label\n" + "".join(f"{root}/{n}/1.png,{n}\n" for n in ("gnu", "bee"))
     )
-    report = classification.evaluate_dataset(
-        loaded, open_dataset(str(tmp_path / "some.csv")), "train"
-    )
+    report = score(loaded, open_dataset(str(tmp_path / "some.csv")), "train")
     assert report.labels.tolist() == [6, 1]
     accuracies, counts = report.class_accuracies()
     assert counts.tolist() == [0, 1, 0, 0, 0, 0, 1]
@@ -133,9 +141,7 @@ def test_imagenet_classes_match_by_wordnet_id(loaded, folder, tmp_path):
     for synset, name in ("n02012849", "ant"), ("n03126707", "bee"):
         os.makedirs(tmp_path / synset)
         (tmp_path / synset / "0.png").write_bytes((root / name / "0.png").read_bytes())
-    report = classification.evaluate_dataset(
-        imagenet, open_dataset(str(tmp_path)), "train"
-    )
+    report = score(imagenet, open_dataset(str(tmp_path)), "train")
     assert report.labels.tolist() == [134, 517]
     assert report.predictions.tolist() == [517, 517]
     assert report.metrics["top1"] == 0.5
@@ -146,7 +152,7 @@ def test_what_cannot_be_scored(loaded, folder, tmp_path):
 
     def evaluate(**changes):
         other = dataclasses.replace(loaded, **changes)
-        return classification.evaluate_dataset(other, dataset, "train")
+        return score(other, dataset, "train")
 
     with pytest.raises(DatasetError, match=r"2 of the dataset's 7 .* ant, bee, …"):
         evaluate(class_names=["a", "b", *loaded.class_names[2:]])
@@ -160,17 +166,3 @@ def test_what_cannot_be_scored(loaded, folder, tmp_path):
     dataset = open_dataset(str(tmp_path))
     with pytest.raises(DatasetError, match="None of the examples"):
         evaluate()
-
-
-def test_confusion_matrix_is_drawn(tmp_path):
-    matrix = np.array([[3, 1], [0, 5]])
-    path = tmp_path / "new" / "matrix.png"
-    classification.plot_confusion_matrix(path, matrix, ["ant", "bee"])
-    image = decode(path.read_bytes())
-    assert min(image.shape[:2]) > 300
-    # The diagonal is dark, the empty cell light.
-    height, width = image.shape[:2]
-    dark = image.astype(int).sum(-1) < 250
-    assert dark[: height // 2, : width // 2].sum() > 1000
-    assert dark[height // 2 :, width // 2 :].sum() > 1000
-    assert [x.name for x in path.parent.iterdir()] == ["matrix.png"]

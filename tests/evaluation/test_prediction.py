@@ -13,6 +13,17 @@ from mixer_jax.evaluation import prediction
 from mixer_jax.weights.layout import CheckpointError
 
 
+def predict(loaded, files, **options):
+    return prediction.predict(
+        loaded.model,
+        loaded.params,
+        loaded.transform,
+        files,
+        class_names=loaded.class_names,
+        **options,
+    )
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, write_image):
     """A folder of five images, a broken one and a text; and the images' pixels."""
@@ -54,7 +65,7 @@ def test_predictions_equal_the_softmax_of_the_logits(
 ):
     folder, images = photos
     files = prediction.find_images([str(folder)])
-    found = list(prediction.predict(loaded, files, top_k=3, batch_size=batch_size))
+    found = list(predict(loaded, files, top_k=3, batch_size=batch_size))
     assert [x.file for x in found] == files
     broken = found.pop(2)
     assert "JPEG is" in broken.error
@@ -69,19 +80,19 @@ def test_predictions_equal_the_softmax_of_the_logits(
 def test_all_classes_at_most_and_numbers_for_names(loaded, photos):
     nameless = dataclasses.replace(loaded, class_names=None)
     file = str(photos[0] / "a.png")
-    [found] = prediction.predict(nameless, [file], top_k=99)
+    [found] = predict(nameless, [file], top_k=99)
     assert sorted(found.names) == list("0123456")
     assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
 
 
 def test_unreadable_files_only(loaded, photos, tmp_path):
     files = [str(photos[0] / "broken.jpg"), str(tmp_path), str(tmp_path / "gone.png")]
-    found = list(prediction.predict(loaded, files))
+    found = list(predict(loaded, files))
     assert [x.error for x in found[1:]] == [
         "Is a directory",
         "No such file or directory",
     ]
-    assert list(prediction.predict(loaded, [])) == []
+    assert list(predict(loaded, [])) == []
 
 
 def test_photos_are_turned_upright(loaded, tmp_path):
@@ -98,7 +109,7 @@ def test_photos_are_turned_upright(loaded, tmp_path):
     upright = cv2.rotate(decoded, cv2.ROTATE_90_CLOCKWISE)
     cv2.imwrite(str(tmp_path / "upright.png"), upright)
     files = [str(tmp_path / x) for x in ("plain.jpg", "sideways.jpg", "upright.png")]
-    plain, sideways, upright = prediction.predict(loaded, files, top_k=7)
+    plain, sideways, upright = predict(loaded, files, top_k=7)
     assert sideways.probabilities == pytest.approx(upright.probabilities, abs=1e-6)
     assert sideways.probabilities != pytest.approx(plain.probabilities, abs=1e-3)
 
@@ -142,4 +153,4 @@ def test_model_without_a_head(loaded):
         loaded, model=loaded.model.clone(num_classes=0), class_names=None
     )
     with pytest.raises(CheckpointError, match="no head"):
-        next(prediction.predict(headless, ["a.png"]))
+        next(predict(headless, ["a.png"]))

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from mixer_jax.training import setup, sharding
+from mixer_jax.run import program
+from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import Checkpoints
 
-from .test_trainer import tiny_config
+from ..run.test_trainer import tiny_config
 
 
 def program_on(data, fsdp):
@@ -14,7 +15,7 @@ def program_on(data, fsdp):
     mesh = jax.make_mesh(
         (data, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
     )
-    return setup.build_program(tiny_config(), mesh, 10)
+    return program.build_program(tiny_config(), mesh, 10)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(2, 4), (1, 1)])

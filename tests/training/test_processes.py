@@ -13,17 +13,19 @@ import jax
 import numpy as np
 import pytest
 
-from mixer_jax.training import processes, trainer
+from mixer_jax.run import trainer
+from mixer_jax.run import workdir as workdirs
+from mixer_jax.training import processes
 
 from ..examples import write_folder
-from .test_trainer import final_params, tiny_config
+from ..run.test_trainer import final_params, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def start(workdir, config, devices, *args):
     """Starts train.py with the config's values, on CPU devices."""
-    flat = trainer._flatten(json.loads(config.to_json()))
+    flat = workdirs._flatten(json.loads(config.to_json()))
     values = [f"--config.{k}={v}" for k, v in flat.items() if v is not None]
     values = [v.replace("[", "(").replace("]", ")") for v in values]
     return subprocess.Popen(

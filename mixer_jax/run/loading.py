@@ -1,8 +1,6 @@
 """A model ready for use, from whatever holds one: a run, a file, a published name."""
 
 import dataclasses
-import functools
-import importlib.resources
 import json
 import os
 import pathlib
@@ -11,9 +9,12 @@ from typing import Any
 
 import jax
 
+from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.run.config import LOSSES
+from mixer_jax.training.step import LossFn
 from mixer_jax.weights.layout import CheckpointError, infer_model
 from mixer_jax.weights.npz import read_checkpoint
 from mixer_jax.weights.published import load_checkpoint, published_name
@@ -37,6 +38,11 @@ class LoadedModel:
     transform: EvalTransform
     class_names: list[str] | None = None
     config: Mapping[str, Any] | None = None
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """The run's loss, softmax cross-entropy where there was no run."""
+        return LOSSES[(self.config or {}).get("loss", "softmax")]
 
 
 def load_model(
@@ -93,22 +99,6 @@ def load_model(
             f"{class_names or 'class_names.json'} names {len(names)}."
         )
     return loaded
-
-
-@functools.cache
-def imagenet_synsets() -> dict[str, str]:
-    """Returns WordNet ids and words of ImageNet-1k's classes, in the order of labels.
-
-    That is the order of the ids, which TensorFlow Datasets and the published files use.
-    """
-    folder = importlib.resources.files("mixer_jax.evaluation")
-    lines = folder.joinpath("imagenet_classes.tsv").read_text("utf-8").splitlines()
-    return dict(line.split("\t") for line in lines if not line.startswith("#"))
-
-
-def imagenet_names() -> list[str]:
-    """Returns the 1000 class names of ImageNet-1k, all different."""
-    return list(imagenet_synsets().values())
 
 
 def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedModel:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from configs import common, digits
-from mixer_jax.data import pipeline, sources
-from mixer_jax.training import setup, trainer
+from mixer_jax.data import dataset as datasets
+from mixer_jax.data import pipeline
+from mixer_jax.run import config as run_config
+from mixer_jax.run import trainer
 from mixer_jax.weights.npz import read_checkpoint
 
 from ..examples import write_folder
@@ -189,7 +191,7 @@ def test_stop_before_the_first_step(tmp_path, monkeypatch):
 def test_another_config_is_refused_and_changes_nothing(tmp_path):
     trainer.train_and_evaluate(tiny_config(total_steps=3), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    with pytest.raises(setup.ConfigError) as error:
+    with pytest.raises(trainer.ConfigError) as error:
         trainer.train_and_evaluate(
             tiny_config(total_steps=3, base_lr=0.5, **{"pp.flip": True}), tmp_path
         )
@@ -212,12 +214,12 @@ def test_infinite_loss_stops_the_run(tmp_path):
 
 
 def test_a_bucket_is_no_workdir():
-    with pytest.raises(setup.ConfigError, match=r"is gs://bucket/run, a URL"):
+    with pytest.raises(trainer.ConfigError, match=r"is gs://bucket/run, a URL"):
         trainer.train_and_evaluate(tiny_config(), "gs://bucket/run")
 
 
 def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
-    from mixer_jax.data.sources import DatasetError
+    from mixer_jax.data.dataset import DatasetError
 
     with pytest.raises(DatasetError):
         trainer.train_and_evaluate(tiny_config(dataset="/no/folder"), tmp_path)
@@ -249,7 +251,7 @@ def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
     ],
 )
 def test_configs_that_cannot_run(tmp_path, overrides, message):
-    with pytest.raises(setup.ConfigError, match=message):
+    with pytest.raises(trainer.ConfigError, match=message):
         trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
     assert not (tmp_path / "config.json").exists()
 
@@ -287,7 +289,7 @@ def test_durations_in_epochs_and_examples(tmp_path):
     config = tiny_config(
         total_steps=0, total_epochs=0.1, warmup_steps=0, warmup_examples=48
     )
-    steps = setup.in_steps(config, num_examples=1433)
+    steps = run_config.in_steps(config, num_examples=1433)
     assert (steps.total_steps, steps.warmup_steps) == (9, 3)
     results = trainer.train_and_evaluate(config, tmp_path)
     train = [row for row in rows(tmp_path) if "train/loss" in row]
@@ -306,7 +308,7 @@ def test_durations_in_epochs_and_examples(tmp_path):
     ],
 )
 def test_durations_given_twice_or_never(tmp_path, overrides, message):
-    with pytest.raises(setup.ConfigError, match=message):
+    with pytest.raises(trainer.ConfigError, match=message):
         trainer.train_and_evaluate(tiny_config(**overrides), tmp_path)
 
 
@@ -342,7 +344,7 @@ def test_evaluators_have_their_own_split_labels_and_cadence(tmp_path, tfds_dir):
 def test_evaluators_that_cannot_be(tmp_path, tfds_dir, values, message):
     config = tiny_config(tfds_data_dir=tfds_dir)
     common.add_evaluator(config, "other", **values)
-    with pytest.raises(setup.ConfigError, match=message):
+    with pytest.raises(trainer.ConfigError, match=message):
         trainer.train_and_evaluate(config, tmp_path)
 
 
@@ -364,7 +366,7 @@ def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
 
 def test_frozen_nothing_is_an_error_of_the_config(tmp_path):
     config = tiny_config(lr_multipliers=(("heads/.*", 0.0),))
-    with pytest.raises(setup.ConfigError, match="heads"):
+    with pytest.raises(trainer.ConfigError, match="heads"):
         trainer.train_and_evaluate(config, tmp_path)
 
 
@@ -413,14 +415,14 @@ def test_run_that_became_shorter_is_not_gone_on_with(tmp_path):
 
 
 def test_several_labels_cannot_be_trained_on(tmp_path, tfds_dir, monkeypatch):
-    open_dataset = sources.open_dataset
+    open_dataset = datasets.open_dataset
     monkeypatch.setattr(
-        sources,
+        datasets,
         "open_dataset",
         lambda name, **kwargs: open_dataset(
             name, **kwargs | {"label_key": "real_label"}
         ),
     )
     config = tiny_config(dataset="tiny_shapes", tfds_data_dir=tfds_dir)
-    with pytest.raises(sources.DatasetError, match="several labels"):
+    with pytest.raises(datasets.DatasetError, match="several labels"):
         trainer.train_and_evaluate(config, tmp_path)

@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 
+from mixer_jax.data.imagenet import imagenet_names, imagenet_synsets
 from mixer_jax.data.permute import PERMUTE_SEED, permute_patches
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.evaluation.loading import imagenet_names, imagenet_synsets, load_model
+from mixer_jax.run.loading import load_model
 from mixer_jax.weights import layout, npz, timm
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.published import PUBLISHED

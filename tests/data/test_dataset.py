@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_jax.data import sources
-from mixer_jax.data.preprocess import ImageError, decode
-from mixer_jax.data.sources import DatasetError, open_dataset
+from mixer_jax.data import dataset as datasets
+from mixer_jax.data.dataset import DatasetError, open_dataset
+from mixer_jax.data.decode import ImageError, decode
 
 from ..examples import encode, photographs, write_folder
 
 
-def labels(source: sources.Source) -> list[int]:
+def labels(source: datasets.Source) -> list[int]:
     return [source[i].label for i in range(len(source))]
 
 
-def names(source: sources.Source) -> set[str]:
+def names(source: datasets.Source) -> set[str]:
     return {source[i].name for i in range(len(source))}
 
 
@@ -183,7 +183,7 @@ def test_tfds_images_with_several_labels(tfds_dir):
 def test_first_of_each_class(tmp_path):
     root = write_folder(tmp_path, {"train/a": 5, "train/b": 2, "train/c": 4})
     source = open_dataset(str(root)).split("train")
-    few = sources.first_of_each_class(source, 3, 3)
+    few = datasets.first_of_each_class(source, 3, 3)
     assert labels(few) == [0, 0, 0, 1, 1, 2, 2, 2]
     assert few[0].name == source[0].name
 
@@ -207,10 +207,10 @@ def test_tfds_unprepared_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_usual_splits():
-    assert sources.default_splits("cifar100") == ("train[:98%]", "test")
-    assert sources.default_splits("cifar10:3.0.2") == ("train[:98%]", "test")
-    assert sources.default_splits("imagenet2012") == ("train[:99%]", "validation")
-    assert sources.default_splits("/my/folder") == ("train", "test")
+    assert datasets.default_splits("cifar100") == ("train[:98%]", "test")
+    assert datasets.default_splits("cifar10:3.0.2") == ("train[:98%]", "test")
+    assert datasets.default_splits("imagenet2012") == ("train[:99%]", "validation")
+    assert datasets.default_splits("/my/folder") == ("train", "test")
 
 
 def test_encode_round_trip():
@@ -296,7 +296,7 @@ def test_what_a_network_disk_fails_to_read_is_read_again(
         return read(path)
 
     monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
-    monkeypatch.setattr(sources.time, "sleep", lambda secs: None)
+    monkeypatch.setattr(datasets.time, "sleep", lambda secs: None)
     if failures == 2:
         np.testing.assert_array_equal(example.pixels(), expected)
     else:

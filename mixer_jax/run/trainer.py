@@ -6,7 +6,6 @@ on as if it had not been.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,24 +21,27 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mixer_jax.training import sharding
-from mixer_jax.training.checkpointing import Checkpoints
-from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
-from mixer_jax.training.processes import check_shared, first_process_first
-from mixer_jax.training.setup import (
+from mixer_jax.run.config import (
     Config,
     ConfigError,
-    Data,
-    Evaluator,
-    build_program,
     check_config,
     check_devices,
     for_platform,
     in_steps,
-    initial_state,
-    open_data,
-    open_evaluators,
 )
+from mixer_jax.run.data import open_data
+from mixer_jax.run.evaluators import Evaluator, open_evaluators
+from mixer_jax.run.program import build_program, initial_state
+from mixer_jax.run.workdir import (
+    as_json,
+    check_resumable,
+    check_workdir,
+    write_workdir,
+)
+from mixer_jax.training import sharding
+from mixer_jax.training.checkpointing import Checkpoints
+from mixer_jax.training.metrics import MetricsWriter, Progress, logging_to
+from mixer_jax.training.processes import check_shared, first_process_first
 from mixer_jax.training.step import Metrics, TrainState
 from mixer_jax.weights.npz import save_checkpoint
 
@@ -85,8 +87,8 @@ def train_and_evaluate(
     check_devices(config, jax.device_count())
     workdir.mkdir(parents=True, exist_ok=True)
     check_shared(workdir)
-    _check_workdir(config, workdir)
-    saved_config = _as_json(config)
+    check_workdir(config, workdir)
+    saved_config = as_json(config)
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(logging_to(workdir, is_main))
@@ -102,7 +104,7 @@ def train_and_evaluate(
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         stack.enter_context(checkpoints)
         start_step = checkpoints.latest_step() or 0
-        _check_resumable(config, data, start_step, workdir)
+        check_resumable(config, data, start_step, workdir)
         if start_step:
             state = checkpoints.restore(program.abstract_state)
             if start_step == config.total_steps:
@@ -112,7 +114,7 @@ def train_and_evaluate(
         else:
             state = initial_state(config, program, init_rng)
         _describe(config, mesh, state)
-        _write_workdir(saved_config, data.class_names, workdir)
+        write_workdir(saved_config, data.class_names, workdir)
         evaluators = first_process_first(
             lambda: open_evaluators(config, data, program, mesh)
         )
@@ -265,85 +267,6 @@ def _describe(config: Config, mesh: Mesh, state: TrainState) -> None:
         mesh.devices.flat[0].device_kind,
         f", state split over {config.mesh.fsdp}" if config.mesh.fsdp > 1 else "",
     )
-
-
-# --- What a run refuses, and what stops it ---
-
-
-# What may change between two starts of a run: nothing of the result depends on it.
-FREE_KEYS = {
-    "keep_checkpoints",
-    "mesh.fsdp",
-    "prefetch",
-    "progress_every",
-    "tfds_data_dir",
-    "tfds_manual_dir",
-}
-
-
-def _check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Refuses the work directory of a run with another config, if it has a result."""
-    path = workdir / "config.json"
-    has_result = any((workdir / "checkpoints").glob("[0-9]*"))
-    if not path.exists() or not (has_result or (workdir / "final.npz").exists()):
-        return
-    old, new = _flatten(json.loads(path.read_text())), _flatten(_as_json(config))
-    missing = object()
-    keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
-    if set(keys) - FREE_KEYS:
-        table = "\n".join(
-            f"  {k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} now"
-            for k in keys
-        )
-        raise ConfigError(
-            f"{workdir} holds a run with another config:\n{table}\nTake another "
-            "--workdir, or the same config to go on with that run."
-        )
-
-
-def _check_resumable(
-    config: Config, data: Data, start_step: int, workdir: pathlib.Path
-) -> None:
-    """Refuses to go on with a dataset that is not the one that the run began with."""
-    path = workdir / "class_names.json"
-    if not start_step or not path.exists():
-        return
-    old, new = json.loads(path.read_text()), list(data.class_names)
-    if old != new or start_step > config.total_steps:
-        changed = sorted(set(old) ^ set(new)) or [f"{len(data.train_source)} images"]
-        raise ConfigError(
-            f"{config.dataset} is not what it was when the run in {workdir} began: now "
-            f"{len(new)} classes, then {len(old)}, and step {start_step} of "
-            f"{config.total_steps} is done. Changed: {', '.join(changed[:10])}. Take "
-            "another --workdir, or the dataset as it was."
-        )
-
-
-def _write_workdir(
-    config: dict[str, Any], class_names: Sequence[str], workdir: pathlib.Path
-) -> None:
-    if jax.process_index() == 0:
-        for name, content in (
-            ("class_names.json", list(class_names)),
-            ("config.json", config),
-        ):
-            partial = workdir / f"{name}.partial"
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            partial.replace(workdir / name)
-
-
-def _as_json(config: Config) -> dict[str, Any]:
-    return json.loads(config.to_json())
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What one config becomes: its checks, its program, its loop."""
