@@ -8,14 +8,8 @@ CIFAR-10: 96.82 % after 10,000 steps on four V100s, by the authors of vit_jax; n
 measured here.
 """
 
-import ml_collections
+import functools
 
 from configs import common
 
-
-def get_config(dataset: str = "cifar10") -> ml_collections.ConfigDict:
-    """Returns the config for `dataset`: a name or a folder, see configs/common.py."""
-    config = common.get_config()
-    config.model = common.get_model("Mixer-B_16")
-    config.pretrained_dir = "imagenet21k"
-    return common.with_dataset(config, dataset)
+get_config = functools.partial(common.get_finetune_config, "Mixer-B_16", "imagenet21k")

@@ -7,14 +7,8 @@
 Nobody has published what it reaches, and it has not been measured here.
 """
 
-import ml_collections
+import functools
 
 from configs import common
 
-
-def get_config(dataset: str = "cifar10") -> ml_collections.ConfigDict:
-    """Returns the config for `dataset`: a name or a folder, see configs/common.py."""
-    config = common.get_config()
-    config.model = common.get_model("Mixer-B_32")
-    config.pretrained_dir = "gsam"
-    return common.with_dataset(config, dataset)
+get_config = functools.partial(common.get_finetune_config, "Mixer-B_32", "gsam")

@@ -1,8 +1,11 @@
 """Every default of a run. The other configs change what they must."""
 
+import dataclasses
+
 import ml_collections
 from ml_collections import config_dict
 
+from mixer_jax.model import MlpMixer
 from mixer_jax.variants import get_variant
 
 
@@ -92,26 +95,21 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def get_model(name: str) -> ml_collections.ConfigDict:
-    """Returns the fields of MlpMixer for a published name, such as "Mixer-B_16"."""
-    variant = get_variant(name)
-    model = ml_collections.ConfigDict()
-    model.model_name = name
-    model.patches = ml_collections.ConfigDict()
-    model.patches.size = (variant.patch_size, variant.patch_size)
-    model.num_blocks = variant.num_blocks
-    model.hidden_dim = variant.hidden_dim
-    model.tokens_mlp_dim = variant.tokens_mlp_dim
-    model.channels_mlp_dim = variant.channels_mlp_dim
-    model.stoch_depth = 0.0  # probability of dropping the last block's branches
-    model.dropout_rate = 0.0  # after the GELU and the second Dense of every MLP
-    # Of the activations: "float32", or "bfloat16". None: bfloat16 on TPU, else float32.
-    model.dtype = config_dict.placeholder(str)
-    # What the backward pass computes again to save memory: "none", "blocks" (each one
-    # whole), "dots" (all but matrix products). None: blocks on TPU, else none.
-    model.remat = config_dict.placeholder(str)
-    model.scan_blocks = False  # compile one block for all: quicker for TPU
-    model.gelu = "tanh"  # as published; "erf" for parameters from PyTorch
-    return model.lock()
+    """Returns the fields of MlpMixer for a published name, such as "Mixer-B_16".
+
+    Names and defaults are those of MlpMixer, where each is explained. A field that is
+    added there is a key here.
+    """
+    sizes = get_variant(name)
+    fields = {x.name: x.default for x in dataclasses.fields(MlpMixer)}
+    del fields["num_classes"], fields["parent"], fields["name"]  # the last two: Flax's
+    fields |= vars(sizes)
+    fields |= {"model_name": name, "patches": {"size": sizes.patches.size}}
+    # None: what suits the device. That is bfloat16 and "blocks" on TPU, and float32 and
+    # "none" on CPU and GPU.
+    fields["dtype"] = config_dict.placeholder(str)
+    fields["remat"] = config_dict.placeholder(str)
+    return ml_collections.ConfigDict(fields).lock()
 
 
 def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
@@ -177,16 +175,21 @@ FINETUNE_STEPS = {
 }
 
 
-def with_dataset(
-    config: ml_collections.ConfigDict, argument: str
+def get_finetune_config(
+    model_name: str, pretrained_dir: str | None, argument: str = "cifar10"
 ) -> ml_collections.ConfigDict:
-    """Returns `config` for another dataset, with the usual number of steps for it.
+    """Returns the config that fine-tunes a published model, as vit_jax does.
 
     Args:
-      config: for any dataset.
-      argument: what stood behind the colon: a dataset, "smoke" or "<dataset>,smoke".
+      model_name: such as "Mixer-B_16".
+      pretrained_dir: see get_config; None trains from scratch.
+      argument: a dataset (see get_config), which has its usual number of steps; "smoke"
+        or "<dataset>,smoke" for a run of seconds.
     """
     dataset, smoke = split_argument(argument)
+    config = get_config()
+    config.model = get_model(model_name)
+    config.pretrained_dir = pretrained_dir
     config.dataset = dataset or config.dataset
     config.total_steps = FINETUNE_STEPS.get(config.dataset, 10_000)
     config.warmup_steps = min(500, config.total_steps // 5)
@@ -194,7 +197,7 @@ def with_dataset(
 
 
 def split_argument(argument: str) -> tuple[str, bool]:
-    """Tells whether what stood behind the colon has ",smoke", and what else it is."""
+    """Splits the text behind the colon into the rest and whether it has "smoke"."""
     pieces = argument.split(",")
     return ",".join(p for p in pieces if p != "smoke"), "smoke" in pieces
 

@@ -1,30 +1,19 @@
-"""MLP-Mixer (Tolstikhin et al., 2021, https://arxiv.org/abs/2105.01601).
-
-Module names make up the parameter tree of the published checkpoints.
-"""
+"""MLP-Mixer (arXiv 2105.01601), with the parameter names of the published files."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from flax.linen.initializers import zeros
 
-from mixer_jax.variants import get_variant
+from mixer_jax.blocks import draw_stochastic_depth, run_blocks
+from mixer_jax.variants import count_patches, get_variant
 
-# What the backward pass keeps of a block, besides its input: all it wants; nothing (the
-# block is computed once more); or the matrix products (norms and GELU are).
-REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "blocks": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-}
-
-
-class Patches(NamedTuple):
-    """Size of a patch, (height, width) in pixels."""
-
-    size: tuple[int, int]
+# The approximation that Google's weights were trained with; the exact function (timm).
+GELUS: Any = {"tanh": nn.gelu, "erf": functools.partial(nn.gelu, approximate=False)}
 
 
 class MlpBlock(nn.Module):
@@ -32,17 +21,17 @@ class MlpBlock(nn.Module):
 
     mlp_dim: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = "float32"
     gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps [..., d] to [..., d] by way of `mlp_dim` hidden units."""
-        if self.gelu not in ("tanh", "erf"):
-            raise ValueError(f"gelu is {self.gelu!r}, expected 'tanh' or 'erf'.")
+        """Maps x with `mlp_dim` hidden units."""
+        if self.gelu not in GELUS:
+            raise ValueError(f"gelu is {self.gelu!r}, expected {' or '.join(GELUS)}.")
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         y = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
-        y = dropout(nn.gelu(y, approximate=self.gelu == "tanh"))
+        y = dropout(GELUS[self.gelu](y))
         y = nn.Dense(x.shape[-1], dtype=self.dtype)(y)
         return dropout(y)
 
@@ -53,226 +42,88 @@ class MixerBlock(nn.Module):
     tokens_mlp_dim: int
     channels_mlp_dim: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = "float32"
     gelu: str = "tanh"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, keep: jax.Array | None = None, *, train: bool = False
+        self, x: jax.Array, keep: Any = (1, 1), *, train: bool = False
     ) -> jax.Array:
-        """Mixes x, [batch, tokens, channels], and returns the same shape.
-
-        Args:
-          x: the tokens.
-          keep: [2, batch, 1, 1], stochastic depth: 0 where an example drops the
-            token-mixing (0) or channel-mixing branch (1), else 1; None keeps all.
-          train: whether dropout is on.
-        """
+        """Mixes x [batch, tokens, channels]; `keep` has a factor for each branch."""
         mlp = functools.partial(
             MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, gelu=self.gelu
         )
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        y = jnp.swapaxes(y, 1, 2)
+        y = rearrange(y, "n s c -> n c s")
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
-        y = jnp.swapaxes(y, 1, 2)
-        x = x + (y if keep is None else y * keep[0])
+        y = rearrange(y, "n c s -> n s c")
+        x = x + keep[0] * y
         y = nn.LayerNorm(dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
-        return x + (y if keep is None else y * keep[1])
+        return x + keep[1] * y
 
 
 class MlpMixer(nn.Module):
-    """MLP-Mixer.
+    """Stem, Mixer blocks, LayerNorm, mean over tokens, head.
 
-    Attributes:
-      patches: has a field `size`, (height, width) of a patch in pixels.
-      num_classes: classes of the head; 0 or None returns pre_logits instead.
-      num_blocks: number of Mixer blocks.
-      hidden_dim: channels C of a token.
-      tokens_mlp_dim: hidden units D_S of the token-mixing MLPs.
-      channels_mlp_dim: hidden units D_C of the channel-mixing MLPs.
-      model_name: a label; nothing depends on it.
-      stoch_depth: probability of dropping each branch of the last block, rising
-        linearly from 0 at the first (big_vision). Needs the rng `dropout` in training.
-      dropout_rate: after the GELU and after the second Dense of every MLP.
-      dtype: of the activations. Parameters, LayerNorm statistics, the mean over
-        tokens and the head stay float32.
-      gelu: "tanh", the approximation that the published weights were trained with,
-        or "erf", the exact function, for weights from PyTorch (timm).
-      remat: "none"; or to save memory in the backward pass, which costs time: "blocks"
-        computes each block but the last once more, "dots" their norms and GELUs but no
-        matrix product. On CPU XLA undoes it unless scan_blocks is on.
-      scan_blocks: compile one block and loop over all. For TPU that takes a fraction
-        of the time, on CPU more. Values are the same, up to which units `dropout_rate`
-        drops. Stacking the blocks' parameters costs memory, and no block's
-        intermediates can be captured.
+    Every field but num_classes is a key of `config.model`. Parameters, LayerNorm
+    statistics, the mean over tokens and the head are float32 whatever `dtype` is.
     """
 
-    patches: Any
-    num_classes: int | None
+    patches: Any  # has a field `size`, (height, width) of a patch in pixels
+    num_classes: int | None  # 0 or None: no head, pre_logits are returned
     num_blocks: int
-    hidden_dim: int
-    tokens_mlp_dim: int
-    channels_mlp_dim: int
-    model_name: str | None = None
-    stoch_depth: float = 0.0
-    dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
-    gelu: str = "tanh"
-    remat: str = "none"
-    scan_blocks: bool = False
+    hidden_dim: int  # channels C of a token
+    tokens_mlp_dim: int  # hidden units D_S of the token-mixing MLPs
+    channels_mlp_dim: int  # hidden units D_C of the channel-mixing MLPs
+    model_name: str | None = None  # a label; nothing depends on it
+    stoch_depth: float = 0.0  # of the last block; see draw_stochastic_depth
+    dropout_rate: float = 0.0  # after the GELU and the second Dense of every MLP
+    dtype: Any = "float32"  # of the activations
+    gelu: str = "tanh"  # a key of GELUS
+    remat: str = "none"  # a key of REMAT_POLICIES, to save memory in training
+    scan_blocks: bool = False  # compile one block for all: faster on TPU, slower on CPU
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Classifies images.
+        """Maps images [batch, height, width, channels], in [-1, 1], to float32 logits.
 
-        Args:
-          inputs: [batch, height, width, image channels], in [-1, 1].
-          train: whether dropout and stochastic depth are on.
-
-        Returns:
-          logits [batch, num_classes] in float32, or without a head pre_logits
-          [batch, hidden_dim]. With mutable=["intermediates"] pre_logits are there
-          under that name too.
-
-        Raises:
-          ValueError: the patch does not divide the image, the parameters are for
-            another number of tokens, or `gelu` or `remat` is unknown.
+        Logits are [batch, num_classes]. A model without a head returns pre_logits
+        [batch, hidden_dim], which are in the collection "intermediates" in any case.
+        `train` turns dropout and stochastic depth on (rng `dropout`). Raises ValueError
+        if the image cannot be cut into whole patches.
         """
-        self._check_image_size(inputs.shape)
-        patch_size = tuple(self.patches.size)
-        x = nn.Conv(
-            self.hidden_dim,
-            patch_size,
-            strides=patch_size,
-            padding="VALID",
-            dtype=self.dtype,
-            name="stem",
-        )(inputs)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])  # the grid, row by row
-        keep = self._draw_stochastic_depth(x.shape[0]) if train else None
-        if self.scan_blocks and not self.is_initializing():
-            x = self._scan_blocks(x, keep, train)
-        else:
-            call = functools.partial(MixerBlock.__call__, train=train)
-            run = self._rematerialize(call, nn.remat)
-            for i in range(self.num_blocks):
-                block = self._block(name=f"MixerBlock_{i}")
-                args = (block, x, None if keep is None else keep[i])
-                # The backward pass begins with the last block: to drop what that keeps
-                # and compute it again at once would save nothing.
-                x = run(*args) if i < self.num_blocks - 1 else call(*args)
+        size = tuple(self.patches.size)
+        count_patches(inputs.shape[1:3], size)  # Conv would leave out the last pixels
+        conv = nn.Conv(
+            self.hidden_dim, size, size, "VALID", dtype=self.dtype, name="stem"
+        )
+        x = rearrange(conv(inputs), "n h w c -> n (h w) c")
+        mlps = (self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate)
+        blocks = [
+            MixerBlock(*mlps, self.dtype, self.gelu, name=f"MixerBlock_{i}")
+            for i in range(self.num_blocks)
+        ]
+        keep: Any = self.num_blocks * [(1, 1)]
+        if train and self.stoch_depth:
+            rng, shape = self.make_rng("dropout"), (self.num_blocks, len(x))
+            keep = draw_stochastic_depth(rng, self.stoch_depth, shape, self.dtype)
+        x = run_blocks(blocks, x, keep, train, self.remat, self.scan_blocks)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         self.sow("intermediates", "pre_logits", x)
         if self.num_classes:
-            head = nn.Dense(
-                self.num_classes, kernel_init=nn.initializers.zeros, name="head"
-            )
-            x = head(x)
+            x = nn.Dense(self.num_classes, kernel_init=zeros, name="head")(x)
         return x
 
-    def _block(self, **kwargs: Any) -> MixerBlock:
-        return MixerBlock(
-            self.tokens_mlp_dim,
-            self.channels_mlp_dim,
-            self.dropout_rate,
-            self.dtype,
-            self.gelu,
-            **kwargs,
-        )
 
-    def _draw_stochastic_depth(self, batch: int) -> jax.Array | None:
-        """Draws what each block keeps, [num_blocks, 2, batch, 1, 1] of 0 and 1.
-
-        As in big_vision: block i drops with probability stoch_depth * i / (last i), and
-        what survives is not rescaled.
-        """
-        if self.stoch_depth == 0.0:
-            return None
-        drop = (
-            self.stoch_depth * jnp.arange(self.num_blocks) / max(self.num_blocks - 1, 1)
-        )
-        shape = (self.num_blocks, 2, batch, 1, 1)
-        keep = jax.random.bernoulli(
-            self.make_rng("dropout"), 1.0 - drop.reshape(-1, 1, 1, 1, 1), shape
-        )
-        return keep.astype(self.dtype)
-
-    def _rematerialize(self, fn: Any, checkpoint: Any, **kwargs: Any) -> Any:
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"remat is {self.remat!r}, expected one of {', '.join(REMAT_POLICIES)}."
-            )
-        if self.remat == "none":
-            return fn
-        return checkpoint(fn, policy=REMAT_POLICIES[self.remat], **kwargs)
-
-    def _scan_blocks(
-        self, x: jax.Array, keep: jax.Array | None, train: bool
-    ) -> jax.Array:
-        """Runs the blocks in a loop, over their parameters stacked."""
-        params: Any = self.variables["params"]
-        blocks = [params[f"MixerBlock_{i}"] for i in range(self.num_blocks)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-        keys = None
-        if train and self.dropout_rate:
-            keys = jax.random.split(self.make_rng("dropout"), self.num_blocks)
-        block = self._block(parent=None)
-
-        def body(x: Any, one: Any) -> tuple[Any, None]:
-            params, keep, key = one
-            rngs = None if key is None else {"dropout": key}
-            x = block.apply({"params": params}, x, keep, train=train, rngs=rngs)
-            return x, None
-
-        # In a loop XLA has no common subexpressions to eliminate.
-        body = self._rematerialize(body, jax.checkpoint, prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, keep, keys))[0]
-
-    def _check_image_size(self, shape: tuple[int, ...]) -> None:
-        height, width = shape[1:3]
-        patch_height, patch_width = self.patches.size
-        if height % patch_height or width % patch_width:
-            raise ValueError(
-                f"Images of {height}x{width} pixels cannot be cut into patches of "
-                f"{patch_height}x{patch_width}. Resize them to a multiple of the patch."
-            )
-        tokens = (height // patch_height) * (width // patch_width)
-        block: Any = self.get_variable("params", "MixerBlock_0")
-        if block is None:  # initialising
-            return
-        trained_tokens = block["token_mixing"]["Dense_0"]["kernel"].shape[0]
-        if tokens != trained_tokens:
-            raise ValueError(
-                f"Images of {height}x{width} pixels in patches of "
-                f"{patch_height}x{patch_width} make {tokens} tokens, but the "
-                f"parameters are for {trained_tokens}. Token mixing fixes their "
-                "number: resize the images to the size the parameters were made for."
-            )
-
-
-def create_model(
-    name: str, num_classes: int | None = 1000, **overrides: Any
-) -> MlpMixer:
-    """Returns the Mixer called `name`, such as "B/16" or "Mixer-B_16".
+def create_model(name: str, num_classes: int | None = 1000, **fields: Any) -> MlpMixer:
+    """Returns a variant, with any field of MlpMixer changed.
 
     Args:
-      name: a key of `mixer_jax.variants.VARIANTS`, in either spelling.
+      name: such as "B/16" or "Mixer-B_16"; ValueError if VARIANTS has no such name.
       num_classes: classes of the head; 0 or None for none.
-      **overrides: fields of MlpMixer to set otherwise than the variant does.
-
-    Raises:
-      ValueError: no variant has that name.
-      TypeError: an override is not a field of MlpMixer.
+      **fields: fields of MlpMixer; TypeError if it has no such field.
     """
-    variant = get_variant(name)
-    fields: dict[str, Any] = {
-        "patches": Patches((variant.patch_size, variant.patch_size)),
-        "num_blocks": variant.num_blocks,
-        "hidden_dim": variant.hidden_dim,
-        "tokens_mlp_dim": variant.tokens_mlp_dim,
-        "channels_mlp_dim": variant.channels_mlp_dim,
-        "model_name": name,
-    }
-    return MlpMixer(num_classes=num_classes, **(fields | overrides))
+    fields = {**vars(get_variant(name)), "model_name": name, **fields}
+    return MlpMixer(num_classes=num_classes, **fields)

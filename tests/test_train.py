@@ -219,7 +219,7 @@ def test_every_config_runs_in_smoke_form(tmp_path, name):
 def test_model_configs_are_their_variants(name):
     config = load(name)
     variant = VARIANTS[MODEL_CONFIGS[name]]
-    assert config.model.patches.size == (variant.patch_size,) * 2
+    assert config.model.patches.size == variant.patches.size
     assert config.model.num_blocks == variant.num_blocks
     assert config.model.hidden_dim == variant.hidden_dim
     assert config.model.tokens_mlp_dim == variant.tokens_mlp_dim

@@ -6,9 +6,9 @@ from typing import Any
 
 import ml_collections
 
+from mixer_jax.blocks import REMAT_POLICIES
 from mixer_jax.data import preprocess
 from mixer_jax.data.permute import PERMUTATIONS
-from mixer_jax.model import REMAT_POLICIES
 from mixer_jax.training import losses
 from mixer_jax.training.optimizer import DECAY_TYPES, OPTIMIZERS
 

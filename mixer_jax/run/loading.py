@@ -12,9 +12,10 @@ import jax
 from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import LOSSES
 from mixer_jax.training.step import LossFn
+from mixer_jax.variants import Patches
 from mixer_jax.weights.layout import CheckpointError, infer_model
 from mixer_jax.weights.npz import read_checkpoint
 from mixer_jax.weights.published import load_checkpoint, published_name

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import LOSSES, Config, ConfigError, for_platform
 from mixer_jax.training import sharding
 from mixer_jax.training.optimizer import create_optimizer, create_schedule
@@ -22,6 +22,7 @@ from mixer_jax.training.step import (
     make_feature_step,
     make_train_step,
 )
+from mixer_jax.variants import Patches
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)

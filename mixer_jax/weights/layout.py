@@ -12,8 +12,8 @@ from typing import Any
 
 from flax import traverse_util
 
-from mixer_jax.model import MlpMixer, Patches
-from mixer_jax.variants import VARIANTS, Variant, get_variant
+from mixer_jax.model import MlpMixer
+from mixer_jax.variants import Patches, Variant, get_variant
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,16 +59,13 @@ class MixerSizes:
     @property
     def variant(self) -> str | None:
         """The variant that has these sizes, such as "B/16", at any resolution."""
-        height, width = self.patch_size
-        sizes = Variant(
-            height,
+        return Variant(
+            Patches(self.patch_size),
             self.num_blocks,
             self.hidden_dim,
             self.tokens_mlp_dim,
             self.channels_mlp_dim,
-        )
-        names = [name for name in VARIANTS if VARIANTS[name] == sizes]
-        return names[0] if names and height == width else None
+        ).name
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -135,12 +132,12 @@ def variant_sizes(
     """Returns the sizes of the variant `name`, for square images of `image_size` px."""
     v = get_variant(name)
     return MixerSizes(
-        (v.patch_size, v.patch_size),
+        v.patches.size,
         v.num_blocks,
         v.hidden_dim,
         v.tokens_mlp_dim,
         v.channels_mlp_dim,
-        num_tokens=(image_size // v.patch_size) ** 2,
+        num_tokens=(image_size // v.patches.size[0]) ** 2,
         num_classes=num_classes,
     )
 
