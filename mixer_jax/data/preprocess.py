@@ -1,9 +1,11 @@
 """From an image to the pixels that a model sees.
 
-Images are RGB, [height, width, 3], with values in 0..255.
+Images are RGB, [height, width, 3], with values in 0..255. `scale` maps these to
+[-1, 1]; this happens on the device, unless pp.transfer is float32.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,217 +18,6 @@ from mixer_jax.data.randaugment import randaugment
 cv2.setNumThreads(0)  # the pipeline already reads several images at once
 
 Permute = Callable[[np.ndarray], np.ndarray]
-
-
-def scale(images: Any) -> Any:
-    """Maps 0..255 to [-1, 1] as float32; NumPy and JAX arrays of any shape."""
-    return (images.astype(np.float32) - 127.5) / 127.5
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes bilinearly without antialiasing, as TensorFlow does by default.
-
-    Args:
-      image: [h, w, 3], uint8 or float32.
-      height: wanted height in pixels.
-      width: wanted width in pixels.
-
-    Returns:
-      float32 [height, width, 3].
-    """
-    return cv2.resize(
-        image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
-    )
-
-
-def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the central [size, size, 3] out of [h, w, 3].
-
-    Raises:
-      ValueError: the image is smaller than that.
-    """
-    height, width = image.shape[:2]
-    top, left = _central_corner(height, width, size)
-    return image[top : top + size, left : left + size]
-
-
-def resize_then_central_crop(image: np.ndarray, crop: int, size: int) -> np.ndarray:
-    """Resizes to size x size pixels, then cuts out the central crop x crop."""
-    return central_crop(resize(image, size, size), crop)
-
-
-def resize_small_then_central_crop(
-    image: np.ndarray, crop: int, size: int
-) -> np.ndarray:
-    """Resizes by area so that the short side has `size` pixels, then cuts the centre.
-
-    Args:
-      image: uint8 [h, w, 3].
-      crop: side of the result in pixels.
-      size: length of the short side before the crop, in pixels.
-
-    Returns:
-      float32 [crop, crop, 3] of whole numbers: big_vision rounds down to uint8.
-
-    Raises:
-      ValueError: size is smaller than crop.
-    """
-    ratio = size / min(image.shape[:2])
-    height, width = (round(side * ratio) for side in image.shape[:2])
-    if ratio > 1:
-        return np.floor(_enlarged_crop(image, height, width, crop))
-    resized = cv2.resize(
-        image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
-    )
-    return np.floor(central_crop(resized, crop))
-
-
-def _enlarged_crop(image: np.ndarray, height: int, width: int, crop: int) -> np.ndarray:
-    """Returns the central crop of an image that is enlarged to height x width by area.
-
-    OpenCV averages areas only when it shrinks an image. This gives, to the bit, what
-    OpenCV makes of an image in which each pixel is repeated in both directions so that
-    it must be shrunk. Only the crop is computed, since the rest may not fit in memory:
-    a 1 x 40,000 image whose short side becomes 256 has ten million columns.
-    """
-    factor = math.ceil(min(height, width) / min(image.shape[:2]))
-    top, left = _central_corner(height, width, crop)
-    rows, row_weights = _area_weights(image.shape[0], factor, height, top, crop)
-    columns, column_weights = _area_weights(image.shape[1], factor, width, left, crop)
-    strip = image[rows.min() : rows.max() + 1]
-    wide = np.zeros((len(strip), crop, 3), np.float32)
-    for column, weight in zip(columns, column_weights, strict=True):
-        wide += strip[:, column] * weight[:, None]
-    result = np.zeros((crop, crop, 3), np.float32)
-    for row, weight in zip(rows - rows.min(), row_weights, strict=True):
-        result += wide[row] * weight[:, None, None]
-    return result
-
-
-def _area_weights(
-    length: int, factor: int, size: int, start: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Says of which pixels an output pixel is the mean, along one axis.
-
-    Args:
-      length: of the source in pixels. Each is repeated `factor` times.
-      factor: so large that length * factor is 1 to 2 times `size`.
-      size: of the whole output in pixels.
-      start: the first output pixel wanted.
-      count: how many are wanted.
-
-    Returns:
-      Positions in the source, int [3, count], and their weights, float32 [3, count].
-    """
-    scale = length * factor / size
-    begin = np.arange(start, start + count) * scale
-    end = begin + scale
-    cells = np.floor(begin) + np.arange(3)[:, None]  # less than 2 wide: at most 3 cells
-    overlap = np.minimum(end, cells + 1) - np.maximum(begin, cells)
-    overlap[overlap < 1e-3] = 0  # as OpenCV does
-    positions = np.minimum(cells, length * factor - 1).astype(int) // factor
-    return positions, (overlap / scale).astype(np.float32)
-
-
-def _central_corner(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns top and left of the central size x size pixels."""
-    if min(height, width) < size:
-        raise ValueError(
-            f"Cannot crop {size}x{size} pixels out of {height}x{width}. Make pp.resize "
-            f"at least pp.crop, which is {size}."
-        )
-    return (height - size) // 2, (width - size) // 2
-
-
-def sample_inception_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    area_range: tuple[float, float] = (0.05, 1.0),
-    aspect_range: tuple[float, float] = (0.75, 1.33),
-) -> tuple[int, int, int, int]:
-    """Draws a crop as TensorFlow's sample_distorted_bounding_box does.
-
-    An aspect ratio is drawn first, then a *height* uniformly among those that the
-    ratio and the area range allow. Small crops are therefore more common than where
-    the area is drawn (torchvision, timm).
-
-    Args:
-      rng: source of randomness.
-      height: of the image, in pixels.
-      width: of the image, in pixels.
-      area_range: bounds of the crop's share of the image's area.
-      aspect_range: bounds of width / height.
-
-    Returns:
-      (top, left, height, width) in pixels; the whole image if 100 attempts fail.
-    """
-    min_area, max_area = (bound * height * width for bound in area_range)
-    for _ in range(100):
-        aspect = rng.uniform(*aspect_range)
-        lowest = round(math.sqrt(min_area / aspect))
-        highest = min(round(math.sqrt(max_area / aspect)), height)
-        if round(highest * aspect) > width:
-            highest = int((width + 0.5 - 1e-7) / aspect)
-            highest -= round(highest * aspect) > width
-        h = highest if lowest >= highest else int(rng.integers(lowest, highest + 1))
-        w = round(h * aspect)
-        if w * h < min_area:  # rounding may have left the range by a pixel
-            h += 1
-            w = round(h * aspect)
-        if w * h > max_area:
-            h -= 1
-            w = round(h * aspect)
-        fits = 0 < h <= height and 0 < w <= width
-        if fits and min_area <= w * h <= max_area:
-            # TensorFlow never draws the last possible position.
-            top = int(rng.integers(height - h)) if h < height else 0
-            left = int(rng.integers(width - w)) if w < width else 0
-            return top, left, h, w
-    return 0, 0, height, width
-
-
-class Evaluation(NamedTuple):
-    """A way to cut any image to the size that a model takes.
-
-    Attributes:
-      cut: makes float32 [crop, crop, 3] of (image, crop, resize): uint8 [h, w, 3] and
-        two lengths in pixels.
-      steps: what `cut` does, with {crop} and {resize}, for those who must do the same
-        without this package.
-    """
-
-    cut: Callable[[np.ndarray, int, int], np.ndarray]
-    steps: str
-
-
-_BILINEAR = "bilinear, half-pixel centres, no antialiasing"
-
-# The choices for pp.evaluation: vit_jax's, the paper's, and the paper's and
-# big_vision's.
-EVALUATIONS = {
-    "resize": Evaluation(
-        lambda image, crop, _: resize(image, crop, crop),
-        f"resize to {{crop}}x{{crop}}; {_BILINEAR}",
-    ),
-    "resize_then_central_crop": Evaluation(
-        resize_then_central_crop,
-        "resize to {resize}x{resize}, crop the central {crop}x{crop}; " + _BILINEAR,
-    ),
-    "resize_small_then_central_crop": Evaluation(
-        resize_small_then_central_crop,
-        "resize by area so that the short side has {resize} pixels, round down, crop "
-        "the central {crop}x{crop}",
-    ),
-}
-
-# The choices for pp.transfer: what is sent to the device for float32 values in 0..255.
-TRANSFERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    # The nearest level; a quarter of the bytes, and the device scales.
-    "uint8": lambda image: np.rint(image).astype(np.uint8),
-    # The exact values of the original, already in [-1, 1].
-    "float32": scale,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,3 +94,222 @@ class EvalTransform:
         """What `evaluation` does to an image, in words."""
         steps = EVALUATIONS[self.evaluation].steps
         return steps.format(crop=self.crop, resize=self.resize)
+
+
+def scale(images: Any) -> Any:
+    """Maps 0..255 to [-1, 1] as float32; NumPy and JAX arrays of any shape."""
+    return (images.astype(np.float32) - 127.5) / 127.5
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes bilinearly without antialiasing, as TensorFlow does by default.
+
+    Args:
+      image: [h, w, 3], uint8 or float32.
+      height: wanted height in pixels.
+      width: wanted width in pixels.
+
+    Returns:
+      float32 [height, width, 3].
+    """
+    return cv2.resize(
+        image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+    )
+
+
+def central_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Cuts the central [size, size, 3] out of [h, w, 3].
+
+    Raises:
+      ValueError: the image is smaller than that.
+    """
+    height, width = image.shape[:2]
+    top, left = _central_corner(height, width, size)
+    return image[top : top + size, left : left + size]
+
+
+def sample_inception_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    area_range: tuple[float, float] = (0.05, 1.0),
+    aspect_range: tuple[float, float] = (0.75, 1.33),
+) -> tuple[int, int, int, int]:
+    """Draws a crop as TensorFlow's sample_distorted_bounding_box does.
+
+    An aspect ratio is drawn first, then a *height* uniformly among those that the
+    ratio and the area range allow. So small crops are more common than if the area
+    were drawn, as in torchvision and timm.
+
+    Args:
+      rng: source of randomness.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      area_range: bounds of the crop's share of the image's area.
+      aspect_range: bounds of width / height.
+
+    Returns:
+      (top, left, height, width) in pixels; the whole image if 100 attempts fail.
+    """
+    min_area, max_area = (bound * height * width for bound in area_range)
+    for _ in range(100):
+        aspect = rng.uniform(*aspect_range)
+        lowest = round(math.sqrt(min_area / aspect))
+        highest = min(round(math.sqrt(max_area / aspect)), height)
+        if round(highest * aspect) > width:
+            highest = int((width + 0.5 - 1e-7) / aspect)
+            highest -= round(highest * aspect) > width
+        h = highest if lowest >= highest else int(rng.integers(lowest, highest + 1))
+        w = round(h * aspect)
+        if w * h < min_area:  # rounding may have left the range by a pixel
+            h += 1
+            w = round(h * aspect)
+        if w * h > max_area:
+            h -= 1
+            w = round(h * aspect)
+        fits = 0 < h <= height and 0 < w <= width
+        if fits and min_area <= w * h <= max_area:
+            # TensorFlow never draws the last possible position.
+            top = int(rng.integers(height - h)) if h < height else 0
+            left = int(rng.integers(width - w)) if w < width else 0
+            return top, left, h, w
+    return 0, 0, height, width
+
+
+def resize_then_central_crop(image: np.ndarray, crop: int, size: int) -> np.ndarray:
+    """Resizes to size x size pixels, then cuts out the central crop x crop."""
+    return central_crop(resize(image, size, size), crop)
+
+
+def resize_small_then_central_crop(
+    image: np.ndarray, crop: int, size: int
+) -> np.ndarray:
+    """Resizes by area so that the short side has `size` pixels, then cuts the centre.
+
+    Args:
+      image: uint8 [h, w, 3].
+      crop: side of the result in pixels.
+      size: length of the short side before the crop, in pixels.
+
+    Returns:
+      float32 [crop, crop, 3] of whole numbers: big_vision rounds down to uint8.
+
+    Raises:
+      ValueError: size is smaller than crop.
+    """
+    ratio = size / min(image.shape[:2])
+    height, width = (round(side * ratio) for side in image.shape[:2])
+    if ratio > 1:
+        return np.floor(_enlarged_crop(image, height, width, crop))
+    resized = cv2.resize(
+        image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+    )
+    return np.floor(central_crop(resized, crop))
+
+
+class Evaluation(NamedTuple):
+    """A way to cut any image to the size that a model takes.
+
+    Attributes:
+      cut: makes float32 [crop, crop, 3] of (image, crop, resize): uint8 [h, w, 3] and
+        two lengths in pixels.
+      steps: what `cut` does, with {crop} and {resize}, for those who must do the same
+        without this package.
+    """
+
+    cut: Callable[[np.ndarray, int, int], np.ndarray]
+    steps: str
+
+
+_BILINEAR = "bilinear, half-pixel centres, no antialiasing"
+
+# The choices for pp.evaluation: vit_jax's, the paper's, and the paper's and
+# big_vision's.
+EVALUATIONS = {
+    "resize": Evaluation(
+        lambda image, crop, _: resize(image, crop, crop),
+        f"resize to {{crop}}x{{crop}}; {_BILINEAR}",
+    ),
+    "resize_then_central_crop": Evaluation(
+        resize_then_central_crop,
+        "resize to {resize}x{resize}, crop the central {crop}x{crop}; " + _BILINEAR,
+    ),
+    "resize_small_then_central_crop": Evaluation(
+        resize_small_then_central_crop,
+        "resize by area so that the short side has {resize} pixels, round down, crop "
+        "the central {crop}x{crop}",
+    ),
+}
+
+# The choices for pp.transfer: what is sent to the device for float32 values in 0..255.
+TRANSFERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    # Rounded to the nearest level: a quarter of the bytes.
+    "uint8": lambda image: np.rint(image).astype(np.uint8),
+    # The exact values of the original, already in [-1, 1].
+    "float32": scale,
+}
+
+
+def _enlarged_crop(image: np.ndarray, height: int, width: int, crop: int) -> np.ndarray:
+    """Returns the central crop of an image that is enlarged to height x width by area.
+
+    OpenCV averages areas only when it shrinks an image. This gives, to the bit, what
+    OpenCV makes of an image in which each pixel is repeated in both directions so that
+    it must be shrunk. Only the crop is computed, since the rest may not fit in memory:
+    a 1 x 40,000 image whose short side becomes 256 has ten million columns.
+    """
+    factor = math.ceil(min(height, width) / min(image.shape[:2]))
+    top, left = _central_corner(height, width, crop)
+    rows, row_weights = _area_weights(image.shape[0], factor, height, top, crop)
+    columns, column_weights = _area_weights(image.shape[1], factor, width, left, crop)
+    strip = image[rows.min() : rows.max() + 1].astype(np.float32)
+    strip = _average(strip, columns, column_weights[..., None], axis=1)
+    return _average(strip, rows - rows.min(), row_weights[..., None, None], axis=0)
+
+
+def _area_weights(
+    length: int, factor: int, size: int, start: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Says of which pixels an output pixel is the mean, along one axis.
+
+    Args:
+      length: of the source in pixels. Each is repeated `factor` times.
+      factor: so large that length * factor is 1 to 2 times `size`.
+      size: of the whole output in pixels.
+      start: the first output pixel wanted.
+      count: how many are wanted.
+
+    Returns:
+      Positions in the source, int [n, count], and their weights, float32 [n, count],
+      with n from 1 to 3.
+    """
+    scale = length * factor / size
+    begin = np.arange(start, start + count) * scale
+    end = begin + scale
+    cells = np.floor(begin) + np.arange(3)[:, None]  # less than 2 wide: at most 3 cells
+    overlap = np.minimum(end, cells + 1) - np.maximum(begin, cells)
+    overlap[overlap < 1e-3] = 0  # as OpenCV does
+    used = overlap.any(axis=1)  # one cell is enough if scale is 1
+    positions = np.minimum(cells[used], length * factor - 1).astype(int) // factor
+    return positions, (overlap[used] / scale).astype(np.float32)
+
+
+def _average(
+    image: np.ndarray, positions: np.ndarray, weights: np.ndarray, axis: int
+) -> np.ndarray:
+    """Returns the weighted sum of the rows or columns at `positions` [n, count]."""
+    parts = []
+    for position, weight in zip(positions, weights, strict=True):
+        parts.append(image.take(position, axis))
+        parts[-1] *= weight  # in place: a new array takes longer than the arithmetic
+    return functools.reduce(np.add, parts)
+
+
+def _central_corner(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns top and left of the central size x size pixels."""
+    if min(height, width) < size:
+        raise ValueError(
+            f"Cannot crop {size}x{size} pixels out of {height}x{width}. Make pp.resize "
+            f"at least pp.crop, which is {size}."
+        )
+    return (height - size) // 2, (width - size) // 2
