@@ -5,7 +5,6 @@ Images are RGB, [height, width, 3], with values in 0..255. `scale` maps these to
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -263,25 +262,25 @@ def _enlarged_crop(image: np.ndarray, height: int, width: int, crop: int) -> np.
     rows, row_weights = _area_weights(image.shape[0], factor, height, top, crop)
     columns, column_weights = _area_weights(image.shape[1], factor, width, left, crop)
     strip = image[rows.min() : rows.max() + 1].astype(np.float32)
-    strip = _average(strip, columns, column_weights[..., None], axis=1)
-    return _average(strip, rows - rows.min(), row_weights[..., None, None], axis=0)
+    strip = np.einsum("hnwc,nw->hwc", strip.take(columns, axis=1), column_weights)
+    strip = strip.take(rows - rows.min(), axis=0)
+    return np.einsum("nhwc,nh->hwc", strip, row_weights)
 
 
 def _area_weights(
     length: int, factor: int, size: int, start: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Says of which pixels an output pixel is the mean, along one axis.
+    """Returns which pixels an output pixel is the mean of, along one axis.
 
     Args:
-      length: of the source in pixels. Each is repeated `factor` times.
+      length: of the source in pixels, each of which is repeated `factor` times.
       factor: so large that length * factor is 1 to 2 times `size`.
       size: of the whole output in pixels.
       start: the first output pixel wanted.
-      count: how many are wanted.
+      count: the number of output pixels wanted.
 
     Returns:
-      Positions in the source, int [n, count], and their weights, float32 [n, count],
-      with n from 1 to 3.
+      Their positions in the source, int [n, count], and weights, float32 [n, count].
     """
     scale = length * factor / size
     begin = np.arange(start, start + count) * scale
@@ -289,20 +288,9 @@ def _area_weights(
     cells = np.floor(begin) + np.arange(3)[:, None]  # less than 2 wide: at most 3 cells
     overlap = np.minimum(end, cells + 1) - np.maximum(begin, cells)
     overlap[overlap < 1e-3] = 0  # as OpenCV does
-    used = overlap.any(axis=1)  # one cell is enough if scale is 1
+    used = overlap.any(axis=1)  # with a scale of 1, one cell
     positions = np.minimum(cells[used], length * factor - 1).astype(int) // factor
     return positions, (overlap[used] / scale).astype(np.float32)
-
-
-def _average(
-    image: np.ndarray, positions: np.ndarray, weights: np.ndarray, axis: int
-) -> np.ndarray:
-    """Returns the weighted sum of the rows or columns at `positions` [n, count]."""
-    parts = []
-    for position, weight in zip(positions, weights, strict=True):
-        parts.append(image.take(position, axis))
-        parts[-1] *= weight  # in place: a new array takes longer than the arithmetic
-    return functools.reduce(np.add, parts)
 
 
 def _central_corner(height: int, width: int, size: int) -> tuple[int, int]:
