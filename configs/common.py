@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     # From examples to batches.
     config.pp = ml_collections.ConfigDict()
     # Splits to train and test on, such as "train[:98%]". None: as is usual for the
-    # dataset (mixer_jax.data.sources.DEFAULT_SPLITS), else "train" and "test".
+    # dataset (mixer_jax.data.dataset.DEFAULT_SPLITS), else "train" and "test".
     config.pp.train = config_dict.placeholder(str)
     config.pp.test = config_dict.placeholder(str)
     config.pp.crop = 224  # side of the images that the model sees, in pixels

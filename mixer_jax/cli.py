@@ -23,8 +23,9 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.data.dataset import DatasetError, default_splits, open_dataset
-from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.evaluation.prediction import find_images, format_predictions
+from mixer_jax.data.folders import find_images
+from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import FileError, replace_when_whole
 from mixer_jax.run.loading import LoadedModel, load_model
@@ -42,13 +43,13 @@ from mixer_jax.weights.timm import save_timm
 if TYPE_CHECKING:
     from mixer_jax.evaluation.classification import Report
 
+    Evaluation = str
+else:
+    Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
+
 app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Looks at datasets before they are used.")
-
-Evaluation = Literal[
-    "resize", "resize_then_central_crop", "resize_small_then_central_crop"
-]
 
 
 class UsageError(ValueError):
@@ -300,22 +301,25 @@ def check(
     dataset: Positional[str],
     split: tuple[str, ...] = (),
     tfds_data_dir: str | None = None,
+    label_key: str | None = None,
 ) -> None:
     """Reads every image of a dataset. Exits with 1 if some cannot be read.
 
-    Prints how many images there are of each class, of what sizes, which cannot be read
-    and why, and what else is odd: images that are in two splits or two classes, tiny
-    images, very uneven classes.
+    Prints the number and sizes of the images of each class, which images cannot be read
+    and why, and warns of images that are in two splits or two classes, of very small
+    images, and of classes of very different sizes.
 
     Args:
       dataset: "digits", a folder, a .csv or .tsv file, or a name of TensorFlow
         Datasets.
       split: such as train or "train[:1000]"; several are allowed. Default: all.
       tfds_data_dir: where TensorFlow Datasets keeps prepared datasets.
+      label_key: the feature of such a dataset that holds the label or labels, if not
+        the usual one; such as real_label of imagenet2012_real.
     """
     from mixer_jax.data.check import check_images, summarize, warnings
 
-    opened = open_dataset(dataset, data_dir=tfds_data_dir)
+    opened = open_dataset(dataset, data_dir=tfds_data_dir, label_key=label_key)
     names = split or sorted(opened.split_names, key=lambda x: (x != "train", x))
     sources = {name: opened.split(name) for name in names}
     with tqdm(

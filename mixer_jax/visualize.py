@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixer_jax.data.dataset import Source
+from mixer_jax.data.dataset import NO_LABEL, Source
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.files import replace_when_whole
@@ -58,13 +58,13 @@ def draw_preview(
 
     rng = np.random.default_rng(seed)
     augmented = [
-        (label, train_transform(image, rng))
-        for label, image in _choose(train_source, num_rows, rng)
+        (labels, train_transform(image, rng))
+        for labels, image in _choose(train_source, num_rows, rng)
         for _ in range(4)
     ]
     tested = [
-        (label, eval_transform(image))
-        for label, image in _choose(test_source, 3 * num_rows, rng)
+        (labels, eval_transform(image))
+        for labels, image in _choose(test_source, 3 * num_rows, rng)
     ]
     rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
     figure = Figure((13, 0.9 + 1.95 * rows), layout="constrained")
@@ -78,10 +78,10 @@ def draw_preview(
         grid = list(part.subplots(rows, columns, squeeze=False).flat)
         for axes in grid:
             axes.set_axis_off()
-        for axes, (label, image) in zip(grid, images, strict=False):
+        for axes, (labels, image) in zip(grid, images, strict=False):
             axes.imshow(_displayable(image), interpolation="nearest")
-            name = class_names[label] if label >= 0 else "(no label)"
-            axes.set_title(_shortened(name, 22), size=9)
+            name = ", ".join(class_names[label] for label in labels)
+            axes.set_title(_shortened(name or NO_LABEL, 22), size=9)
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
@@ -229,21 +229,21 @@ def read_metrics(workdir: pathlib.Path) -> Curves:
 
 def _choose(
     source: Source, count: int, rng: np.random.Generator
-) -> list[tuple[int, np.ndarray]]:
-    """Draws labels and images at random, of as many classes as possible."""
+) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    """Draws images and their labels at random, of as many classes as possible."""
     size = min(len(source), 20 * count)
     drawn = [source[int(i)] for i in rng.choice(len(source), size, replace=False)]
-    seen: Counter[int | tuple[int, ...]] = Counter()
+    seen: Counter[tuple[int, ...]] = Counter()
     ranks = []
     for example in drawn:
-        ranks.append(seen[example.label])
-        seen[example.label] += 1
-    chosen: list[tuple[int, np.ndarray]] = []
+        ranks.append(seen[example.labels])
+        seen[example.labels] += 1
+    chosen: list[tuple[tuple[int, ...], np.ndarray]] = []
     for i in np.argsort(ranks, kind="stable"):
         if len(chosen) == count:
             break
         try:
-            chosen.append((drawn[i].label, drawn[i].pixels()))
+            chosen.append((drawn[i].labels, drawn[i].pixels()))
         except ImageError as error:
             logger.warning("skipping %s: %s", drawn[i].name, error)
     return sorted(chosen, key=lambda x: x[0])

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mixer_jax.data.dataset import Source
+
 
 def encode(image: np.ndarray, ending: str = ".png") -> bytes:
     return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
@@ -102,6 +104,14 @@ def write_mixed_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return paths
+
+
+def labels(source: Source) -> list:
+    return [source[i].label for i in range(len(source))]
+
+
+def names(source: Source) -> set[str]:
+    return {source[i].name for i in range(len(source))}
 
 
 def prepare_tfds(data_dir: str) -> None:

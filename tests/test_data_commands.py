@@ -2,11 +2,13 @@
 
 import pathlib
 import sys
+import typing
 
 import cv2
 import pytest
 
 from mixer_jax import cli
+from mixer_jax.data.preprocess import EVALUATIONS
 
 from .examples import write_folder, write_mixed_folder
 
@@ -54,6 +56,18 @@ def test_check_of_chosen_splits(tmp_path, mixer_jax):
     assert "no split 'valid'" in status
 
 
+def test_check_of_images_with_several_labels(tfds_dir, mixer_jax):
+    where = ("tiny_shapes", "--tfds-data-dir", tfds_dir)
+    status, output = mixer_jax("data", "check", *where, "--label-key", "real_label")
+    assert status == 0
+    assert "(no label)" in output
+    status, output = mixer_jax("data", "check", *where)
+    assert status == 0
+    assert "(no label)" not in output
+    status, _ = mixer_jax("data", "check", *where, "--label-key", "real")
+    assert "no image with a class real" in status
+
+
 def test_preview_with_an_argument_and_overrides(tmp_path, mixer_jax):
     root = write_folder(tmp_path / "photos", {"train/a": 3, "test/a": 3})
     output = tmp_path / "sub" / "preview.png"
@@ -97,6 +111,10 @@ def test_plot(tmp_path, mixer_jax):
     (tmp_path / "metrics.jsonl").write_text("")
     status, _ = mixer_jax("plot", tmp_path)
     assert "no metrics yet" in status
+
+
+def test_the_command_line_takes_every_evaluation():
+    assert typing.get_args(cli.Evaluation) == tuple(EVALUATIONS)
 
 
 def test_configs_are_read_as_train_py_reads_them():

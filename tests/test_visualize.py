@@ -111,6 +111,21 @@ def test_preview_shows_labels_and_leaves_damaged_images_out(
     assert texts.count("a flower with a very …") >= 5
 
 
+def test_preview_names_each_of_several_labels(tmp_path, monkeypatch, tfds_dir):
+    texts = shown_texts(monkeypatch)
+    dataset = open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="real_label")
+    draw_preview(
+        tmp_path / "out.png",
+        title="",
+        train_source=dataset.split("train"),
+        test_source=dataset.split("test"),
+        train_transform=TrainTransform(24),
+        eval_transform=EvalTransform(24),
+        class_names=dataset.class_names,
+    )
+    assert {"(no label)", "low", "high", "low, high"} <= set(texts)
+
+
 def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
     root = write_folder(tmp_path / "photos", {"train/a": 1, "test/a": 1})
     dataset = open_dataset(str(root))

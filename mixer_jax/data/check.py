@@ -1,4 +1,4 @@
-"""Looks at every image of a dataset, so that a run meets no surprise."""
+"""Reads every image of a dataset before a run does, and reports what is wrong."""
 
 import concurrent.futures
 import hashlib
@@ -6,30 +6,33 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mixer_jax.data.dataset import Source
+from mixer_jax.data.dataset import NO_LABEL, Source
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.pipeline import NUM_THREADS
 
-# What `warnings` finds worth one.
+# What `warnings` reports: images less wide or high than this many pixels, and classes
+# with this many times as many images as the smallest.
 SMALL_PIXELS = 32
 IMBALANCE = 20
+
+MAX_CLASSES = 50  # of which `summarize` gives a row each
 
 
 class Checked(NamedTuple):
     """What was found out about one example.
 
     Attributes:
-      split: that it is in.
-      label: index into the dataset's class names.
-      name: what to call it; the path of a file.
+      split: the split that it is in.
+      labels: indices into the dataset's class names; () if it has no label.
+      name: identifies it in messages; the path of a file.
       width: in pixels; 0 if it cannot be read.
       height: in pixels; 0 if it cannot be read.
-      digest: of its pixels, the same for equal images only.
-      error: why it cannot be read.
+      digest: of its pixels; the same for equal images only.
+      error: why it cannot be read; None if it can.
     """
 
     split: str
-    label: int
+    labels: tuple[int, ...]
     name: str
     width: int = 0
     height: int = 0
@@ -42,17 +45,15 @@ def check_images(split: str, source: Source) -> Iterator[Checked]:
 
     def check(index: int) -> Checked:
         example = source[index]
-        assert isinstance(example.label, int), "one label for each image"
+        labels, name = example.labels, example.name
         try:
             image = example.pixels()
         except ImageError as error:
-            return Checked(split, example.label, example.name, error=str(error))
+            return Checked(split, labels, name, error=str(error))
         height, width = image.shape[:2]
-        pixels = hashlib.blake2b(image.tobytes(), digest_size=16)
-        pixels.update(f"{width} x {height}".encode())
-        return Checked(
-            split, example.label, example.name, width, height, pixels.digest()
-        )
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16)
+        digest.update(f"{width} x {height}".encode())
+        return Checked(split, labels, name, width, height, digest.digest())
 
     with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
         for start in range(0, len(source), 1024):  # not a million futures at once
@@ -62,68 +63,74 @@ def check_images(split: str, source: Source) -> Iterator[Checked]:
 def summarize(
     checked: Sequence[Checked], class_names: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Counts by split and class.
+    """Counts images by split and class.
 
     Args:
       checked: examples of one or more splits.
       class_names: of the dataset.
 
     Returns:
-      rows of a table, the first one its head: split, class, images that can be read,
-      images that cannot, and the smallest and largest of the former as width x height.
-      Of more than 50 classes there is one row a split.
+      The rows of a table, the head first: split, class, number of images that can be
+      read, number of those that cannot, and the smallest and the largest of the former
+      as width x height. A split has a row for each class if there are at most
+      MAX_CLASSES, one for images without a label if it has any, and one for all its
+      images. An image with several labels is in the row of each.
     """
     rows: list[tuple[str, ...]] = [
         ("split", "class", "images", "unreadable", "smallest", "largest")
     ]
-    splits: dict[str, dict[int, list[Checked]]] = defaultdict(lambda: defaultdict(list))
+    splits: dict[str, list[Checked]] = defaultdict(list)
     for x in checked:
-        splits[x.split][x.label].append(x)
-    for split, classes in splits.items():
-        everything = [x for label in sorted(classes) for x in classes[label]]
-        if len(class_names) <= 50:
+        splits[x.split].append(x)
+    for split, members in splits.items():
+        classes: dict[int | None, list[Checked]] = defaultdict(list)
+        for x in members:
+            for label in x.labels or (None,):
+                classes[label].append(x)
+        if len(class_names) <= MAX_CLASSES:
             for label, name in enumerate(class_names):
-                rows.append((split, name, *_counts_and_sizes(classes.get(label, []))))
-        rows.append((split, "all", *_counts_and_sizes(everything)))
+                rows.append((split, name, *_counts_and_sizes(classes[label])))
+        if None in classes:
+            rows.append((split, NO_LABEL, *_counts_and_sizes(classes[None])))
+        rows.append((split, "all", *_counts_and_sizes(members)))
     return rows
 
 
 def warnings(checked: Sequence[Checked], class_names: Sequence[str]) -> list[str]:
-    """Says what is odd about the images that can be read: one message a finding.
+    """Returns a message for each kind of oddity of the images that can be read.
 
-    These are images that are in several splits or classes, small images, and very
-    uneven classes.
+    These are images that are in several splits, equal images with different labels,
+    small images, and classes of very different sizes.
     """
     readable = [x for x in checked if x.error is None]
     copies: dict[bytes, list[Checked]] = defaultdict(list)
     for x in readable:
         copies[x.digest].append(x)
-    repeated = [group for group in copies.values() if len(group) > 1]
+    groups = [group for group in copies.values() if len(group) > 1]
+    in_splits = [g for g in groups if len({x.split for x in g}) > 1]
+    in_classes = [g for g in groups if len({x.labels for x in g if x.labels}) > 1]
     messages = []
-    for groups, what in (
-        (
-            [g for g in repeated if len({x.split for x in g}) > 1],
-            "images are in several splits, so that what is tested on was trained on",
-        ),
-        (
-            [g for g in repeated if len({x.label for x in g}) > 1],
-            "images are in several classes",
-        ),
+    for found, what in (
+        (in_splits, "images are in several splits; do not test on training images"),
+        (in_classes, "images are in several classes"),
     ):
-        if groups:
-            shown = [" = ".join(x.name for x in group) for group in groups[:5]]
-            shown += ["…"] * (len(groups) > 5)
-            messages.append("\n  ".join([f"{len(groups):,} {what}:", *shown]))
+        if found:
+            shown = [" = ".join(x.name for x in group) for group in found[:5]]
+            shown += ["…"] * (len(found) > 5)
+            messages.append("\n  ".join([f"{len(found):,} {what}:", *shown]))
     small = [x for x in readable if min(x.width, x.height) < SMALL_PIXELS]
     if small:
         messages.append(
             f"{len(small):,} images are less than {SMALL_PIXELS} pixels wide or high, "
             f"such as {small[0].name} ({small[0].width} x {small[0].height})"
         )
-    for split in dict.fromkeys(x.split for x in readable):
-        counts = Counter(x.label for x in readable if x.split == split)
-        (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
-        if high >= IMBALANCE * low:
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for x in readable:
+        counts[x.split].update(x.labels)
+    for split, classes in counts.items():
+        ordered = classes.most_common()
+        if ordered and ordered[0][1] >= IMBALANCE * ordered[-1][1]:
+            (most, high), (least, low) = ordered[0], ordered[-1]
             messages.append(
                 f"classes of {split} are very uneven: {high:,} images of "
                 f"{class_names[most]}, {low:,} of {class_names[least]}"

@@ -1,9 +1,9 @@
-"""Batches of examples with Grain: shuffle, transform, shard by process, batch.
+"""Batches of examples with Grain: shuffle, transform, share among processes, batch.
 
-The training stream is a function of (seed, position) alone: example i of the stream
-draws its image and its augmentation from i, and step s takes examples
-[s * batch, (s + 1) * batch). Resuming is starting at a step, and how processes share
-the rows of a batch changes nothing.
+The training stream is a function of the seed and the position alone: the seed and i
+determine the image and the augmentation of example i, and step s takes the examples
+[s * batch, (s + 1) * batch). So a run resumes by starting at a step, and the number of
+processes does not change what a batch contains.
 """
 
 import logging
@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
-# Reading, decoding and resizing release Python's lock, so threads do.
+# Threads are enough: reading, decoding and resizing release Python's lock.
 NUM_THREADS = min(os.cpu_count() or 1, 64)
 
-# Examples that a thread prepares at a time. One at a time takes 1.4 times as long with
-# images of 16 pixels, all of it hand-over between threads (benchmarks/pipeline.py).
+# Examples that a thread prepares at a time. With images of 16 pixels, one at a time
+# takes 1.4 times as long, since threads then wait for each other more often
+# (benchmarks/pipeline.py).
 CHUNK = 8
 
 
@@ -43,26 +44,27 @@ def train_batches(
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of one training batch after another, without end.
 
-    An image that cannot be read is reported and replaced by another one, drawn from
-    the same generator.
+    An image that cannot be read is reported and replaced by another one, which the same
+    generator draws.
 
     Args:
       source: the examples.
       transform: from an image and a generator to what the model sees.
-      batch_size: examples of a whole batch, over all processes.
-      seed: of order and augmentation.
+      batch_size: number of examples of a whole batch, over all processes.
+      seed: of the order and the augmentation.
       start_step: the step of the first batch.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
-      [rows].
+      [rows]. Its next() raises DatasetError for an example without a label, and
+      ImageError if 100 images in a row cannot be read.
     """
     unreadable = _Unreadable()
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        if example.label in ((), -1):
+        if not example.labels:
             raise DatasetError(
                 f"{example.name} has no label; train on a split that has them."
             )
@@ -75,12 +77,13 @@ def train_batches(
                 }
             example = source[int(rng.integers(len(source)))]
         raise ImageError(
-            "100 images in a row cannot be read; is the storage all right?"
+            "100 images in a row cannot be read. Is the disk or network that they are "
+            "on in order?"
         )
 
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
-    num_batches = 2**62 // batch_size  # as good as no end
+    num_batches = 2**62 // batch_size  # practically without end
     rows = range(batch_size) if rows is None else rows
     view = _View(stream, batch_size, rows, num_batches, start_step)
     return _batches(view, len(rows), prefetch)
@@ -97,15 +100,15 @@ def eval_batches(
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of every example, once and in order.
 
-    All batches have the same size: the last one is padded, and padding, like an image
-    that cannot be read (which is reported) or has no label, has mask 0.
+    All batches have the same size; the last one is padded. The mask is 0 for padding,
+    for images that cannot be read, which are reported, and for images without a label.
 
     Args:
       source: the examples.
       transform: from an image to what the model sees.
-      batch_size: examples of a whole batch, over all processes.
-      num_classes: given where an image has several labels, which then become 1 for each
-        and 0 elsewhere.
+      batch_size: number of examples of a whole batch, over all processes.
+      num_classes: for datasets whose images have several labels: each image's labels
+        become a row with 1 for its classes and 0 for the others.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
 
@@ -119,22 +122,19 @@ def eval_batches(
 
     def prepare(i: int) -> dict[str, Any]:
         image: np.ndarray | None = None
-        label: int | tuple[int, ...] = () if num_classes else 0
-        if i < len(source):
+        label: int | tuple[int, ...] = 0
+        labels: tuple[int, ...] = ()
+        if i < len(source):  # and not padding
             example = source[i]
-            image, label = unreadable.decode_or_none(example), example.label
+            image = unreadable.decode_or_none(example)
+            label, labels = example.label, example.labels
         return {
             "image": blank if image is None else transform(image),
-            "label": label_row(label),
-            "mask": np.float32(image is not None and label not in ((), -1)),
+            "label": np.asarray(label, np.int32)
+            if num_classes is None
+            else np.isin(np.arange(num_classes), labels).astype(np.float32),
+            "mask": np.float32(image is not None and bool(labels)),
         }
-
-    def label_row(label: int | tuple[int, ...]) -> np.ndarray:
-        if num_classes is None:
-            return np.asarray(label, np.int32)
-        row = np.zeros(num_classes, np.float32)
-        row[np.asarray(label, int)] = 1
-        return row
 
     num_batches = -(-len(source) // batch_size)
     stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)
@@ -144,7 +144,7 @@ def eval_batches(
 
 
 class _Unreadable:
-    """Decodes examples and reports each unreadable one once."""
+    """Decodes examples, and reports each one that cannot be read once."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -162,7 +162,7 @@ class _Unreadable:
 
 
 class _View:
-    """The given rows of each batch of a dataset, from the batch `start` on."""
+    """The given rows of each batch of a dataset, beginning with the batch `start`."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class _View:
 
 
 def _batches(view: _View, rows: int, prefetch: int) -> grain.DatasetIterator[Batch]:
-    chunks = max(-(-rows // CHUNK) * prefetch, NUM_THREADS)  # to have ready
+    chunks = max(-(-rows // CHUNK) * prefetch, NUM_THREADS)  # prepared ahead
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=chunks)
     dataset = grain.MapDataset.source(view).batch(CHUNK).to_iter_dataset(options)
     dataset = experimental.RebatchIterDataset(dataset, rows)

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al., 2019, https://arxiv.org/abs/1909.13719) on uint8 images.
 
-The sixteen operations give what big_vision's archived TensorFlow version gives, with
-which Mixer was pre-trained; but for `solarize` from magnitude 10 on, see there. Hence
-their habits: values are truncated, never rounded, to uint8; blending is done in
-float32; whatever geometry uncovers is filled with 128.
+The sixteen operations give the results of big_vision's archived TensorFlow version,
+with which Mixer was pre-trained, except `solarize` from magnitude 10 on; see there. So
+values are truncated to uint8 and never rounded, images are blended in float32, and the
+pixels that a rotation or translation leaves empty are filled with 128.
 """
 
 import math
@@ -21,14 +21,14 @@ SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 def randaugment(
     image: np.ndarray, rng: np.random.Generator, num_layers: int, magnitude: float
 ) -> np.ndarray:
-    """Applies `num_layers` operations, each drawn uniformly from `OPERATIONS`.
+    """Applies `num_layers` operations, each drawn uniformly from OPERATIONS.
 
     Args:
       image: [height, width, 3], uint8, RGB. It is not changed.
       rng: draws the operations, their signs and the centre of Cutout.
       num_layers: operations to apply one after the other; the paper's N.
-      magnitude: their strength, the paper's M. 10 is a full scale, and more is allowed:
-        Mixer was pre-trained with 2 layers of 10, 15 or 20.
+      magnitude: their strength, the paper's M. 10 is the nominal maximum, but more is
+        allowed: Mixer was pre-trained with 2 layers of 10, 15 or 20.
 
     Returns:
       [height, width, 3], uint8.
@@ -48,7 +48,7 @@ def randaugment(
             f"RandAugment got num_layers={num_layers} and magnitude={magnitude}; "
             "neither may be negative."
         )
-    image = np.ascontiguousarray(image)  # one copy of a flipped view, not one a layer
+    image = np.ascontiguousarray(image)  # copies a flipped view once, not in each layer
     names = list(OPERATIONS)
     for _ in range(num_layers):
         image = OPERATIONS[names[rng.integers(len(names))]](image, rng, magnitude / 10)
@@ -86,28 +86,29 @@ def invert(image: np.ndarray) -> np.ndarray:
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps the `bits` highest bits of each value, and at least one."""
+    """Keeps the `bits` highest bits of each value, at least one."""
     shift = min(max(8 - bits, 0), 7)  # TensorFlow shifts by no more than 7
     return image >> shift << shift
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts the values that are not below `threshold`; if that is above 255, none.
+    """Inverts the values of at least `threshold`; none if it is above 255.
 
-    In the TensorFlow of the time a threshold above 255, from magnitude 10 on, wrapped
-    around to uint8: 256 inverted the whole image. tests/golden/ has it as here.
+    In the TensorFlow of that time a threshold above 255, from magnitude 10 on, wrapped
+    around in uint8, so that 256 inverted the whole image. tests/golden/ has the results
+    without that.
     """
     return _look_up(image, np.where(np.less(VALUES, threshold), VALUES, 255 - VALUES))
 
 
 def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
-    """Adds to the values below 128, and clips the sum to 255."""
+    """Adds `addition` to the values below 128, and clips the sums to 255."""
     brighter = np.minimum(VALUES.astype(int) + addition, 255).astype(np.uint8)
     return _look_up(image, np.where(np.less(VALUES, 128), brighter, VALUES))
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends from the gray image (factor 0) by way of the image (1) to beyond."""
+    """Blends the gray image (factor 0) and the image (1); above 1 it extrapolates."""
     # 1/255 and 255.5 are those of tf.image.convert_image_dtype.
     gray = cv2.transform(image * np.float32(1 / 255), LUMA) * np.float32(255.5)
     return _blend(
@@ -116,11 +117,11 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends from a constant (factor 0) by way of the image (1) to beyond.
+    """Blends a constant (factor 0) and the image (1); above 1 it extrapolates.
 
-    The constant is not the mean gray but the number of pixels / 256, at most 255: the
-    original divides the sum of the histogram by its number of bins. Published Mixers
-    were trained with that.
+    The constant is not the mean gray but the number of pixels / 256, at most 255, since
+    the original divides the sum of the histogram by its number of bins. The published
+    Mixers were trained with that.
     """
     height, width = image.shape[:2]
     constant = min(255, height * width // 256)
@@ -128,18 +129,18 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends from black (factor 0) by way of the image (1) to beyond."""
+    """Blends black (factor 0) and the image (1); above 1 it extrapolates."""
     return _look_up(image, _blend(np.zeros_like(VALUES), VALUES, factor))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends from a smoothed image (factor 0) by way of the image (1) to beyond.
+    """Blends a smoothed image (factor 0) and the image (1); above 1 it extrapolates.
 
-    The outermost pixels have no full neighbourhood and stay as they are.
+    The outermost pixels do not have all neighbours and stay as they are.
     """
-    # Where the weighted mean is a whole number, what truncation makes of it depends on
-    # float32 rounding. OpenCV adds as TensorFlow does, row by row in fused
-    # multiply-adds, but for a few pixels on the right and on processors without them.
+    # If the weighted mean is a whole number, float32 rounding decides what truncation
+    # makes of it. OpenCV adds in TensorFlow's order, row by row in fused multiply-adds,
+    # except for a few pixels on the right, and on processors without such instructions.
     smooth = cv2.filter2D(image.astype(np.float32), cv2.CV_32F, SMOOTH).astype(np.uint8)
     result = _blend(smooth, image, factor)
     for border in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
@@ -178,7 +179,7 @@ def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, center: tuple[int, int], half_size: int) -> np.ndarray:
-    """Fills a square with 128: 2 * half_size pixels a side about center, (y, x)."""
+    """Fills a square of side 2 * half_size around `center`, (y, x), with 128."""
     top, left = (max(c - half_size, 0) for c in center)
     result = image.copy()
     result[top : center[0] + half_size, left : center[1] + half_size] = FILL
@@ -197,7 +198,7 @@ def _center(image: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
     return int(rng.integers(image.shape[0])), int(rng.integers(image.shape[1]))
 
 
-# What each operation does to an image at level = magnitude / 10.
+# The operations: functions of (image, generator, level), with level = magnitude / 10.
 OPERATIONS: dict[
     str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 ] = {
@@ -227,14 +228,14 @@ OPERATIONS: dict[
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Maps each value by table, [256] or per channel [256, 3]."""
+    """Replaces each value by that of a table, [256] or for each channel [256, 3]."""
     return cv2.LUT(image, table.reshape(256, 1, -1))
 
 
 def _blend(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
-    """From start at factor 0 to end at 1 and beyond, clipped, in uint8."""
+    """Returns start + factor * (end - start), clipped, in uint8."""
     blended = end.astype(np.float32)
-    blended -= start  # in place: a fresh array takes longer than the arithmetic
+    blended -= start  # in place: a new array takes longer than the arithmetic
     blended *= np.float32(factor)
     blended += start
     return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
@@ -247,8 +248,9 @@ def _transform(
 ) -> np.ndarray:
     """Takes output pixel (x, y) from (row_x · (x, y, 1), row_y · (x, y, 1)).
 
-    The nearest pixel, halves away from zero, or 128 where there is none. OpenCV's own
-    warpAffine works in fixed point and rounds otherwise.
+    The position is rounded to the nearest pixel, halves away from zero; outside of the
+    image the value is 128. OpenCV's warpAffine works in fixed point and rounds
+    differently.
     """
     height, width = image.shape[:2]
     x = np.arange(width, dtype=np.float32)

@@ -14,32 +14,20 @@ from mixer_jax.data.dataset import DatasetError, Example, Source
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TfdsSource:
-    """Examples of a TFDS data source, images still encoded."""
-
-    name: str
-    records: Sequence[Mapping]
-    image_key: str
-    label_key: str
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int, /) -> Example:
-        record = self.records[index]
-        label = record[self.label_key]
-        return Example(
-            record[self.image_key],
-            int(label) if np.ndim(label) == 0 else tuple(int(x) for x in label),
-            f"{self.name}, example {index}",
-        )
-
-
 class TfdsDataset:
     """Any image classification dataset of TensorFlow Datasets.
 
-    TensorFlow is needed to download and prepare one, once; reading needs none.
+    Downloading and preparing one needs TensorFlow, once. Reading it does not.
+
+    Args:
+      name: of the dataset, such as "cifar10" or "cifar10:3.0.2".
+      data_dir: where prepared datasets are; None for ~/tensorflow_datasets.
+      manual_dir: where files are that must be downloaded by hand.
+      label_key: see `open_dataset`.
+
+    Raises:
+      DatasetError: there is no such dataset, it has no images with classes, or it must
+        be prepared and TensorFlow is not installed.
     """
 
     def __init__(
@@ -49,7 +37,7 @@ class TfdsDataset:
         manual_dir: str | None,
         label_key: str | None,
     ):
-        import tensorflow_datasets as tfds  # half a second, and only here
+        import tensorflow_datasets as tfds  # half a second; only needed here
 
         self.name = name
         self._tfds = tfds
@@ -67,30 +55,6 @@ class TfdsDataset:
                 raise DatasetError(_needs_tensorflow(name, self._builder.data_dir))
             self._prepare(manual_dir)
         self._image_key, self._label_key = self._find_keys(label_key)
-
-    def _prepare(self, manual_dir: str | None) -> None:
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # leave the memory to JAX
-        tf.config.set_visible_devices([], "TPU")
-        logger.info("preparing %s in %s, once", self.name, self._builder.data_dir)
-        self._builder.download_and_prepare(
-            download_config=self._tfds.download.DownloadConfig(manual_dir=manual_dir)
-        )
-
-    def _find_keys(self, label_key: str | None) -> tuple[str, str]:
-        """Names the image and label features: the supervised pair, or the only two."""
-        info, features = self._builder.info, self._tfds.features
-        images = [k for k, v in info.features.items() if isinstance(v, features.Image)]
-        labels = [k for k, v in info.features.items() if hasattr(_scalar(v), "names")]
-        image, label = info.supervised_keys or (*images[:1], *labels[:1], "", "")[:2]
-        label = label_key or label
-        if image not in images or label not in labels:
-            raise DatasetError(
-                f"{self.name} has no image with a class {label_key or ''}: its "
-                f"features are {dict(info.features.items())}."
-            )
-        return image, label
 
     @property
     def split_names(self) -> Sequence[str]:
@@ -118,13 +82,62 @@ class TfdsDataset:
             ) from error
         except ValueError as error:
             raise DatasetError(f"{self.name}, split {expression!r}: {error}") from error
-        return _TfdsSource(
+        return TfdsSource(
             f"{self.name} {expression}", records, self._image_key, self._label_key
+        )
+
+    def _prepare(self, manual_dir: str | None) -> None:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # leave the memory to JAX
+        tf.config.set_visible_devices([], "TPU")
+        logger.info("preparing %s in %s, once", self.name, self._builder.data_dir)
+        self._builder.download_and_prepare(
+            download_config=self._tfds.download.DownloadConfig(manual_dir=manual_dir)
+        )
+
+    def _find_keys(self, label_key: str | None) -> tuple[str, str]:
+        """Returns the names of the image and label features.
+
+        These are the supervised pair if there is one, or the first of each type.
+        """
+        info, features = self._builder.info, self._tfds.features
+        images = [k for k, v in info.features.items() if isinstance(v, features.Image)]
+        labels = [k for k, v in info.features.items() if hasattr(_scalar(v), "names")]
+        image, label = info.supervised_keys or (*images[:1], *labels[:1], "", "")[:2]
+        label = label_key or label
+        if image not in images or label not in labels:
+            raise DatasetError(
+                f"{self.name} has no image with a class {label_key or ''}: its "
+                f"features are {dict(info.features.items())}."
+            )
+        return image, label
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """Examples of a TFDS data source, whose images are not decoded yet."""
+
+    name: str
+    records: Sequence[Mapping]
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Example:
+        record = self.records[index]
+        label = record[self.label_key]
+        return Example(
+            record[self.image_key],
+            int(label) if np.ndim(label) == 0 else tuple(int(x) for x in label),
+            f"{self.name}, example {index}",
         )
 
 
 def _scalar(feature: Any) -> Any:
-    """The feature of which `feature` is a sequence, if it is one."""
+    """Returns the feature itself, or the element of a sequence of features."""
     return getattr(feature, "feature", feature)
 
 

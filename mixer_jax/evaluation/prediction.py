@@ -3,7 +3,6 @@
 import concurrent.futures
 import csv
 import dataclasses
-import glob
 import io
 import json
 import pathlib
@@ -15,7 +14,6 @@ import numpy as np
 
 from mixer_jax.data.dataset import Example
 from mixer_jax.data.decode import ImageError
-from mixer_jax.data.folders import IMAGE_ENDINGS
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
 from mixer_jax.training.step import to_model_input
@@ -39,38 +37,6 @@ class Prediction:
     names: Sequence[str] = ()
     probabilities: Sequence[float] = ()
     error: str | None = None
-
-
-def find_images(patterns: Iterable[str]) -> list[str]:
-    """Returns the files that paths, folders and globs stand for, each once.
-
-    Args:
-      patterns: each a file, whatever its ending; a folder, for the images in it and
-        below; or a glob such as "photos/**/*.jpg".
-
-    Raises:
-      FileNotFoundError: a pattern matches no image; it is named.
-    """
-    files: dict[str, None] = {}
-    for pattern in patterns:
-        path = pathlib.Path(pattern).expanduser()
-        if path.is_file():
-            found = [str(path)]
-        elif path.is_dir():
-            found = _images_below(path)
-        else:
-            found = []
-            for match in map(
-                pathlib.Path, sorted(glob.glob(str(path), recursive=True))
-            ):
-                found += _images_below(match) if match.is_dir() else [str(match)]
-        if not found:
-            raise FileNotFoundError(
-                f"{pattern}: no such file, nor a folder or glob with images, which end "
-                f"in {' '.join(IMAGE_ENDINGS)}."
-            )
-        files |= dict.fromkeys(found)
-    return list(files)
 
 
 def predict(
@@ -176,11 +142,3 @@ def format_predictions(predictions: Iterable[Prediction], form: str) -> str:
             file = "" if i else x.file
             lines.append(f"{file:{width}}  {probability:6.1%}  {name}\n")
     return "".join(lines)
-
-
-def _images_below(folder: pathlib.Path) -> list[str]:
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
-    )

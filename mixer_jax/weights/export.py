@@ -6,7 +6,6 @@ others, and what the outputs stand for.
 """
 
 import contextlib
-import dataclasses
 import io
 import json
 import logging
@@ -27,15 +26,6 @@ from mixer_jax.model import MlpMixer
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 _ONNX_LIMIT_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
-
-_RESIZED = {
-    "resize": "resize to {crop}x{crop}",
-    "resize_then_central_crop": "resize to {resize}x{resize}, crop the central "
-    "{crop}x{crop}",
-    "resize_small_then_central_crop": "resize by area so that the short side has "
-    "{resize} pixels, round down, crop the central {crop}x{crop}",
-}
-_BILINEAR = "; bilinear, half-pixel centres, no antialiasing"
 
 
 class ExportError(ValueError):
@@ -153,9 +143,6 @@ def _describe(
             "The run permuted its images' pixels (pp.permute), which an exported model "
             "cannot ask of its users."
         )
-    steps = _RESIZED[transform.evaluation].format(**dataclasses.asdict(transform))
-    if transform.evaluation != "resize_small_then_central_crop":
-        steps += _BILINEAR
     is_logits = bool(model.num_classes) and not features
     width = model.num_classes if is_logits else model.hidden_dim
     return {
@@ -176,7 +163,8 @@ def _describe(
             "evaluation": transform.evaluation,
             "crop": transform.crop,
             "resize": transform.resize,
-            "steps": f"{steps}; round to uint8. Scaling to [-1, 1] is in the model.",
+            "steps": f"{transform.steps}; round to uint8. "
+            "Scaling to [-1, 1] is in the model.",
         },
         "class_names": list(class_names) if class_names and is_logits else None,
         "jax_version": jax.__version__,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mixer_jax.data.check import check_images, summarize, warnings
-from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.dataset import Example, open_dataset
 
 from ..examples import encode, write_folder, write_mixed_folder
 
@@ -74,6 +74,58 @@ def test_copies_in_other_splits_and_classes_are_told(tmp_path):
     assert f"{root}/test/a/renamed.png = {root}/train/a/001.PNG" in leaked
     assert "1 images are in several classes" in mislabelled
     assert f"{root}/train/a/again.webp = {root}/train/b/001.PNG" in mislabelled
+
+
+def test_each_of_several_labels_counts(tfds_dir):
+    checked, class_names = check(
+        "tiny_shapes", data_dir=tfds_dir, label_key="real_label"
+    )
+    rows = [row[:3] for row in summarize(checked, class_names) if row[0] == "test"]
+    # Of 14 images every third has no label, and every third has both.
+    assert rows == [
+        ("test", "low", "6"),
+        ("test", "high", "7"),
+        ("test", "(no label)", "5"),
+        ("test", "all", "14"),
+    ]
+    (copies,) = [x for x in warnings(checked, class_names) if "several splits" in x]
+    assert "14 images" in copies  # tiny_shapes draws the images of both alike
+
+
+class Unlabelled:
+    """Images of which the last three are not labelled."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        image = np.full((40, 40, 3), i, np.uint8)
+        return Example(image, self.labels[i], f"image {i}")
+
+
+@pytest.mark.parametrize("count", [2, 60])
+def test_images_without_a_label_are_no_class(count):
+    checked = list(check_images("test", Unlabelled([0, -1, -1, -1])))
+    class_names = [f"class {i}" for i in range(count)]
+    rows = [row[:3] for row in summarize(checked, class_names)]
+    assert ("test", "(no label)", "3") in rows
+    assert ("test", "all", "4") in rows
+    assert ("test", f"class {count - 1}", "3") not in rows
+
+
+def test_oddities_do_not_count_missing_labels():
+    checked = list(check_images("train", Unlabelled([0, 1, *[-1] * 60])))
+    assert warnings(checked, ["a", "b"]) == []  # and not: 60 images of b
+    # A copy without a label is not in another class, and one with other labels is.
+    copy = checked[0]._replace(labels=())
+    assert warnings([*checked, copy], ["a", "b"]) == []
+    copy = checked[0]._replace(labels=(0, 1))
+    (message,) = warnings([*checked, copy], ["a", "b"])
+    assert "1 images are in several classes" in message
+    assert warnings(checked[2:], ["a", "b"]) == []
 
 
 def test_tiny_images_and_uneven_classes_are_told(tmp_path):

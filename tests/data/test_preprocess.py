@@ -1,15 +1,13 @@
-import io
-import zlib
+import math
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
 from scipy import stats
 
-from mixer_jax.data import decode, preprocess
-
-from ..examples import DAMAGES, ZEROED, photographs
+from mixer_jax.data import preprocess
 
 IMAGES = range(4)
 
@@ -147,162 +145,87 @@ def test_permutation_is_the_same_in_training_and_evaluation(transfer):
     np.testing.assert_array_equal(evaluated, plain[::-1])
 
 
-@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
-def test_decode_gives_rgb(ending):
-    image = np.zeros((16, 16, 3), np.uint8)
-    image[..., 0] = 250  # red
-    data = cv2.imencode(ending, image[..., ::-1])[1].tobytes()
-    np.testing.assert_allclose(decode.decode(data), image, atol=6)
-
-
-def saved(image: Image.Image, form: str, **options) -> bytes:
-    """A file's contents as Pillow writes them."""
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def on_white(data: bytes) -> np.ndarray:
-    """What Pillow makes of a file, on a white background."""
-    image = Image.open(io.BytesIO(data)).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    return Image.fromarray(photographs()[0][:96, :144])
-
-
-@pytest.fixture(scope="module")
-def faded(photo) -> Image.Image:
-    """The photograph, opaque at the right and transparent at the left."""
-    alpha = np.linspace(0, 255, photo.width).astype(np.uint8)
-    faded = photo.copy()
-    faded.putalpha(Image.fromarray(np.tile(alpha, (photo.height, 1))))
-    return faded
-
-
-KINDS = {
-    "grey JPEG": lambda photo, _: saved(photo.convert("L"), "JPEG"),
-    "grey PNG": lambda photo, _: saved(photo.convert("L"), "PNG"),
-    "black and white PNG": lambda photo, _: saved(photo.convert("1"), "PNG"),
-    "progressive JPEG": lambda photo, _: saved(photo, "JPEG", progressive=True),
-    "CMYK JPEG, Adobe's": lambda photo, _: saved(photo.convert("CMYK"), "JPEG"),
-    "YCCK JPEG": lambda photo, _: ycck(photo),
-    "palette PNG": lambda photo, _: saved(photo.quantize(64), "PNG"),
-    "palette PNG with one transparent colour": lambda photo, _: saved(
-        photo.quantize(64), "PNG", transparency=3
-    ),
-    "palette PNG with transparency": lambda photo, _: saved(
-        photo.quantize(64), "PNG", transparency=bytes(range(0, 256, 4))
-    ),
-    "RGB PNG with a transparent colour": lambda photo, _: saved(
-        photo, "PNG", transparency=photo.getpixel((0, 0))
-    ),
-    "RGBA PNG": lambda _, faded: saved(faded, "PNG"),
-    "grey PNG with transparency": lambda _, faded: saved(faded.convert("LA"), "PNG"),
-    "lossless WebP": lambda photo, _: saved(photo, "WEBP", lossless=True),
-    "lossless RGBA WebP": lambda _, faded: saved(faded, "WEBP", lossless=True),
-    "RGBA WebP": lambda _, faded: saved(faded, "WEBP"),
-}
-
-
-def ycck(photo: Image.Image) -> bytes:
-    """An Adobe JPEG that says of its first three channels that they are YCC."""
-    data = bytearray(saved(photo.convert("CMYK"), "JPEG"))
-    data[data.index(b"Adobe") + 11] = 2
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_is_read_as_pillow_reads_it(photo, faded, kind):
-    data = KINDS[kind](photo, faded)
-    image = decode.decode(data)
-    assert image.dtype == np.uint8
-    # Pillow and OpenCV round alpha and the products of CMYK in their own ways.
-    np.testing.assert_allclose(image.astype(int), on_white(data), atol=1)
-
-
-def test_transparent_pixels_are_white_whatever_their_colour():
-    hidden = np.full((8, 8, 4), (200, 0, 100, 0), np.uint8)
-    hidden[4:] = (10, 20, 30, 255)
-    for form in ("PNG", "WEBP"):
-        options = {"lossless": True, "exact": True} if form == "WEBP" else {}
-        image = decode.decode(saved(Image.fromarray(hidden), form, **options))
-        assert (image[:4] == 255).all()
-        assert (image[4:] == (10, 20, 30)).all()
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_16_bit_png_keeps_the_upper_8_bits(channels):
-    levels = np.random.default_rng(0).integers(0, 2**16, (8, 9, channels), np.uint16)
-    if channels == 4:
-        levels[..., 3] = 2**16 - 1
-    data = cv2.imencode(".png", levels)[1].tobytes()
-    colours = levels[..., 2::-1] if channels > 1 else levels.repeat(3, -1)
-    np.testing.assert_array_equal(decode.decode(data), colours >> 8)
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_counts_if_asked_for(photo, form):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    data = saved(photo, form, exif=exif)
-    assert decode.decode(data).shape == (96, 144, 3)
-    upright = decode.decode(data, upright=True)
-    want = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    np.testing.assert_allclose(upright.astype(int), np.asarray(want), atol=1)
-
-
-@pytest.mark.parametrize("data", [b"\xff\xd8\xff not a JPEG", b"GIF8 or so", b"x"])
-def test_decode_of_what_is_no_image(data):
-    with pytest.raises(decode.ImageError):
-        decode.decode(data)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("form", ["JPEG", "progressive JPEG", "PNG", "WEBP"])
-def test_damaged_files_are_found_without_noise(photo, form, damage, capfd):
-    options = {"progressive": True} if form.startswith("prog") else {}
-    data = DAMAGES[damage](saved(photo, form.split()[-1], **options))
-    if (form, damage) == ("WEBP", ZEROED):
-        return  # WebP has no checksums
-    with pytest.raises(decode.ImageError):
-        decode.decode(data)
-    assert "libpng" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_files_cut_off_anywhere_are_refused(photo, form):
-    # JPEGs of cameras hold a thumbnail, with an end-of-image marker of its own.
-    data = saved(photo, form, comment=b"a thumbnail \xff\xd9")
-    decode.decode(data)
-    for length in range(0, len(data) - 1, 97):
-        with pytest.raises(decode.ImageError):
-            decode.decode(data[:length])
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_what_follows_the_image_is_no_damage(photo, form):
-    data = saved(photo, form)
-    followed = decode.decode(data + b"\xff\xd8 a phone's second image")
-    np.testing.assert_array_equal(followed, decode.decode(data))
-
-
-def test_image_of_absurd_size_is_an_image_error():
-    header = b"IHDR" + (2**31 - 1).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    chunks = [header, b"IDAT" + zlib.compress(bytes(9)), b"IEND"]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        (len(chunk) - 4).to_bytes(4, "big")
-        + chunk
-        + zlib.crc32(chunk).to_bytes(4, "big")
-        for chunk in chunks
-    )
-    with pytest.raises(decode.ImageError):
-        decode.decode(data)
-
-
 def test_central_crop_larger_than_the_image():
     with pytest.raises(ValueError, match=r"32x32 pixels out of 20x40"):
         preprocess.central_crop(np.zeros((20, 40, 3)), 32)
+
+
+def resize_small_by_repeating(image, size):
+    """Area averages as OpenCV computes them, of the whole image at once."""
+    ratio = size / min(image.shape[:2])
+    height, width = (round(side * ratio) for side in image.shape[:2])
+    factor = max(math.ceil(ratio), 1)
+    repeated = image.astype(np.float32).repeat(factor, 0).repeat(factor, 1)
+    return np.floor(cv2.resize(repeated, (width, height), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize(("crop", "size"), [(224, 256), (224, 224), (31, 40), (1, 3)])
+def test_enlarging_gives_what_opencv_gives(crop, size):
+    rng = np.random.default_rng(0)
+    transform = preprocess.EvalTransform(
+        crop, "resize_small_then_central_crop", size, transfer="float32"
+    )
+    shapes = [(1, 1), (1, 9), (20, 2), (size, size), (size - 1, 2 * size)]
+    shapes += [tuple(rng.integers(1, size + 20, 2)) for _ in range(40)]
+    for i, shape in enumerate(shapes):
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        if i % 2:  # flat parts show how the sums are rounded
+            image = image // 64 * 64
+        whole = resize_small_by_repeating(image, size)
+        want = preprocess.scale(preprocess.central_crop(whole, crop))
+        np.testing.assert_array_equal(transform(image), want, err_msg=str(shape))
+
+
+PEAK_MEMORY = """
+import pathlib
+import numpy as np
+from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform, TrainTransform
+
+def peak_bytes():
+    # The resource module would count the memory of the process that started this one.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+rng = np.random.default_rng(0)
+train = TrainTransform(224)
+transforms = [EvalTransform(224, x, 256) for x in EVALUATIONS]
+transforms.append(lambda image: train(image, rng))
+for transform in transforms:
+    transform(np.zeros((300, 400, 3), np.uint8))
+for shape in [(2, 5000), (5000, 2), (1, 40_000), (40_000, 1), (1, 1), (3, 1_000_000)]:
+    image = np.full((*shape, 3), 77, np.uint8)
+    before = peak_bytes()
+    for transform in transforms:
+        result = transform(image)
+        assert result.shape == (224, 224, 3)
+        assert np.abs(result.astype(int) - 77).max() <= 1
+    print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_for_images_of_extreme_shapes():
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, check=True
+    )
+    growths = [int(line) for line in result.stdout.splitlines()]
+    assert len(growths) == 6
+    assert max(growths) < 60e6
+
+
+def test_crop_larger_than_the_enlarged_image():
+    transform = preprocess.EvalTransform(32, "resize_small_then_central_crop", 20)
+    for height in (10, 30):  # enlarged and shrunk
+        with pytest.raises(ValueError, match=r"32x32 pixels out of 20x40"):
+            transform(np.zeros((height, 2 * height, 3), np.uint8))
+
+
+def test_a_new_evaluation_needs_no_more_than_its_row(monkeypatch):
+    corner = preprocess.Evaluation(
+        lambda image, crop, size: image[:crop, :crop], "cut {crop}, not {resize}"
+    )
+    monkeypatch.setitem(preprocess.EVALUATIONS, "corner", corner)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    transform = preprocess.EvalTransform(24, "corner", resize=30)
+    np.testing.assert_array_equal(transform(image), image[:24, :24])
+    assert transform.steps == "cut 24, not 30"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from mixer_jax.data.folders import find_images
 from mixer_jax.evaluation import prediction
 from mixer_jax.weights.layout import CheckpointError
 
@@ -42,29 +43,12 @@ def photos(tmp_path_factory, write_image):
     return folder, images
 
 
-def test_find_images(photos):
-    folder, _ = photos
-
-    def find(*patterns):
-        found = prediction.find_images([str(folder / x) for x in patterns])
-        return [x.removeprefix(f"{folder}/") for x in found]
-
-    everything = ["a.png", "b.PNG", "broken.jpg", "c/d.png", "c/e.webp", "f.png"]
-    assert find(".") == everything
-    assert find("f.png", "*.png", "c") == ["f.png", "a.png", "c/d.png", "c/e.webp"]
-    assert find("**/*.png") == ["a.png", "c/d.png", "f.png"]
-    assert find("c*") == ["c/d.png", "c/e.webp"]  # a folder that a glob matches
-    assert find("notes.txt") == ["notes.txt"]  # named outright: its reading will tell
-    with pytest.raises(FileNotFoundError, match=r"x/\*\.png: no such file"):
-        find("a.png", "x/*.png")
-
-
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_predictions_equal_the_softmax_of_the_logits(
     loaded, logits, photos, batch_size
 ):
     folder, images = photos
-    files = prediction.find_images([str(folder)])
+    files = find_images([str(folder)])
     found = list(predict(loaded, files, top_k=3, batch_size=batch_size))
     assert [x.file for x in found] == files
     broken = found.pop(2)

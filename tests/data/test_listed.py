@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from mixer_jax.data.dataset import DatasetError, open_dataset
+
+from ..examples import labels, names, write_folder
+
+
+def test_digits_have_a_fixed_stratified_split():
+    dataset = open_dataset("digits")
+    train, test = dataset.split("train"), dataset.split("test")
+    assert (len(train), len(test)) == (1433, 364)
+    assert list(dataset.class_names) == list("0123456789")
+    shares = np.bincount(labels(test)) / (
+        np.bincount(labels(test)) + np.bincount(labels(train))
+    )
+    np.testing.assert_allclose(shares, 0.2, atol=0.005)
+    image = train[0].image
+    assert image.dtype == np.uint8
+    assert image.shape == (8, 8, 3)
+    assert image.max() == 255  # 16 levels of grey over the whole range
+    everything = {train[i].image.tobytes() for i in range(len(train))}
+    held_out = {test[i].image.tobytes() for i in range(len(test))}
+    assert not everything & held_out
+
+
+@pytest.mark.parametrize("cut", ["10%", "50%", "-3", "7", "97%"])
+def test_slices_partition_a_split_and_keep_class_shares(tmp_path, cut):
+    root = write_folder(tmp_path, {"train/a": 10, "train/b": 20, "test/a": 1})
+    dataset = open_dataset(str(root))
+    first, second = dataset.split(f"train[:{cut}]"), dataset.split(f"train[{cut}:]")
+    assert len(first) + len(second) == 30
+    assert names(first) | names(second) == names(dataset.split("train"))
+    assert abs(sum(labels(first)) - len(first) * 2 / 3) <= 1  # b has two thirds
+    assert names(dataset.split(f"train[:{cut}]")) == names(first)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("train[", "cannot read the split"),
+        ("train[:5x]", "cannot read the split"),
+        ("valid", "no split 'valid'; it has 'train', 'test'"),
+        ("train[90%:10%]", "is empty; 'train' has 1433"),
+    ],
+)
+def test_bad_split_expressions(expression, message):
+    with pytest.raises(DatasetError, match=message.replace("[", r"\[")):
+        open_dataset("digits").split(expression)
+
+
+def test_missing_split_names_one_that_is_there(tmp_path):
+    root = write_folder(tmp_path, {"train/a": 1, "val/a": 1})
+    with pytest.raises(DatasetError, match=r"no split 'test'.*--config.pp.test=val"):
+        open_dataset(str(root)).split("test")
