@@ -412,7 +412,7 @@ def plan(
             load_config(config, overrides),
             topology,
             num_classes,
-            tell=lambda message: print(f"{message} ...", file=sys.stderr),
+            progress=lambda message: print(f"{message} ...", file=sys.stderr),
         )
     except (ConfigError, planning.PlanError) as error:
         raise UsageError(str(error)) from error
