@@ -2,10 +2,11 @@
 
     python benchmarks/first_step.py
 
-on CPU, in a process of its own each time and without a compilation cache. Most of it is
-compiling. What counts is the ratio, of processor time where other programs run beside.
-Scanned takes longer: XLA compiles a kernel once if several blocks need the same one,
-but the gradients come stacked, and cutting them makes each block's kernels differ.
+runs on CPU, each case in a new process without a compilation cache. Most of the time is
+compilation. Compare the ratio; if other programs run at the same time, the ratio of
+processor time. Scanned takes longer. Without the scan XLA compiles a kernel once if
+several blocks need the same one. With it the gradients come stacked, and cutting them
+into blocks makes the kernels of each block differ.
 """
 
 import argparse
@@ -39,7 +40,7 @@ print(init - start, time.monotonic() - init, time.process_time() - cpu)
 
 
 def measure_secs(config: str, batch: int, scan: bool) -> tuple[float, ...]:
-    """Returns the seconds to make the state, for the first step, and of processors."""
+    """Returns the seconds for the state, for the first step, and of processor time."""
     code = CODE.format(config=config, batch=batch, scan=scan)
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -61,7 +62,7 @@ def main() -> None:
         name = "scanned" if scan else "unrolled"
         print(
             f"{name:9} state {init:.1f} s, first step {step:.1f} s, "
-            f"processors {cpu:.1f} s",
+            f"processor time {cpu:.1f} s",
             flush=True,
         )
     wall, cpu = (a / b for a, b in zip(*totals, strict=True))

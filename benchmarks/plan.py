@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py
 
-needs the extra `tpu` and over an hour of compiling on two cores. Each row is written as
-soon as it is known, and a second call adds the missing ones.
+needs the extra `tpu`, and compiles for more than an hour on two cores. Each row is
+written as soon as it is known, and a second call adds the missing rows.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs
 from mixer_jax.plan import Plan, plan
 
 PATH = pathlib.Path(__file__).with_suffix(".md")
-# What differs from the config.
+# Changes of the config.
 STEPS: dict[str, dict[str, Any]] = {
     "default": {},
     "naive": {"model.dtype": "float32", "model.remat": "none", "mesh.fsdp": 1},
@@ -57,44 +57,41 @@ bfloat16 alone; "naive" is float32, without remat, with the state on every chip.
 
 
 def key(name: str, topology: str, batch: int, step: str) -> str:
-    """Returns the start of a row, which tells it from all others."""
+    """Returns the start of a row, which no other row has."""
     return f"| {name} | {topology} | {batch} | {step} |"
 
 
 def format_row(result: Plan, name: str, step: str) -> str:
-    """Returns one row of the table."""
-    state = result.params_bytes + result.opt_state_bytes
-    cells: list[Any] = [
-        result.config.mesh.fsdp,
-        f"{state / 1e9:.2f}",
-        f"{result.temporary_bytes / 1e9:.2f}",
-        f"{result.peak_bytes / 1e9:.2f}",
+    """Returns one row of the table; nan stands for what the compiler does not say."""
+    needs, bound_secs = result.needs, max(result.bounds_secs)
+    cells = [
+        f"{result.config.mesh.fsdp}",
+        f"{(needs.params_bytes + needs.opt_state_bytes) / 1e9:.2f}",
+        f"{needs.temporary_bytes / 1e9:.2f}",
+        f"{needs.peak_bytes / 1e9:.2f}",
         "yes" if result.fits else "no",
+        f"{needs.flops / 1e12:.2f}",
+        f"{needs.bytes_accessed / 1e9:.1f}",
+        f"{1e3 * bound_secs:.1f}",
+        f"{result.config.batch / bound_secs:,.0f}",
     ]
-    if result.counts is None:
-        cells += ["-"] * 4
-    else:
-        cells += [
-            f"{result.counts.flops / 1e12:.2f}",
-            f"{result.counts.bytes_accessed / 1e9:.1f}",
-            f"{1e3 * result.bound_secs:.1f}",
-            f"{result.images_per_sec_bound:,.0f}",
-        ]
     start = key(name, result.topology, result.config.batch, step)
-    return f"{start} {' | '.join(map(str, cells))} |\n"
+    return f"{start} {' | '.join(cells)} |\n"
 
 
 def main() -> None:
-    """Adds the rows that the file lacks."""
+    """Adds the rows that are missing in the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows whose key holds this text")
+    parser.add_argument(
+        "--only", default="", help="only the rows that contain this text"
+    )
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     header = HEADER.format(
         jax=jax.__version__, libtpu=importlib.metadata.version("libtpu")
     )
     text = PATH.read_text() if PATH.exists() else ""
-    # Rows that other versions made are made anew.
+    # Rows from other versions of jax or libtpu are not kept.
     lines = text.splitlines(keepends=True) if text.startswith(header) else []
     cases = {
         key(name, topology, batch, step): (name, topology, batch, fsdp, step)

@@ -393,15 +393,15 @@ def preview(
 def plan(
     config: str, topology: str, overrides: Overrides = (), num_classes: int = 1000
 ) -> None:
-    """Compiles a training step for TPUs that need not be here: memory, work, bounds.
+    """Compiles a training step for TPUs that you do not have: memory, work, bounds.
 
     Exits with 1 if the step does not fit.
 
     Args:
       config: such as configs/b16.py; its values can be set, as in
         --config.batch=512.
-      topology: TPUs by generation and shape in chips, such as v5e:2x4 or v4:2x2x2, for
-        which the extra tpu is needed; or "local", the devices that are here.
+      topology: TPUs by generation and shape in chips, such as v5e:2x4 or v4:2x2x2 (this
+        needs the extra tpu), or "local" for the devices of this machine.
       num_classes: of the dataset, which is not opened.
     """
     import jax
@@ -416,7 +416,7 @@ def plan(
             load_config(config, overrides),
             topology,
             num_classes,
-            tell=lambda message: print(f"{message} ...", file=sys.stderr),
+            progress=lambda message: print(f"{message} ...", file=sys.stderr),
         )
     except (ConfigError, planning.PlanError) as error:
         raise UsageError(str(error)) from error
