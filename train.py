@@ -7,14 +7,13 @@ import pathlib
 import re
 import sys
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
-from mixer_jax.run import trainer
+from mixer_jax.run import config_file, trainer
 from mixer_jax.training import processes
 from mixer_jax.weights.layout import CheckpointError
 
@@ -50,8 +49,6 @@ def main(argv: list[str]) -> None:
         processes.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
-        if jax.process_index() == 0:
-            print(f"workdir  {workdir}")
         trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
         processes.ProcessError,
@@ -61,17 +58,25 @@ def main(argv: list[str]) -> None:
         DatasetError,
         ImageError,
         CheckpointError,
+        KeyboardInterrupt,
         OSError,
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        notes = getattr(error, "__notes__", None)
+        if not notes:  # its traceback is nowhere else
+            raise
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *notes]))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags as absl does, with a message for a key that no config has."""
+    """Parses flags as absl does, with one message for what is wrong with a config."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        sys.exit(f"The config has no key {error.args[0].args[0]}")
+        positional = flags.FLAGS(argv)
+        _CONFIG.value.keys()  # raises an error if the file could not be read
+    except Exception as error:
+        sys.exit(config_file.describe_error(error))
+    return positional
 
 
 def _config_name() -> str:

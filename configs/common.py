@@ -81,6 +81,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 1_000
     config.keep_checkpoints = 3  # the newest ones
     config.progress_every = 10
+    # Steps to trace for TensorBoard's profile plugin, after the first ones of a start:
+    # tensorboard --logdir <workdir>/tensorboard. 0 for none.
+    config.profile_steps = 0
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # devices that share one copy of the state

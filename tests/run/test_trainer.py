@@ -168,7 +168,7 @@ def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
     sender = threading.Thread(target=send_once_training)
     sender.start()
     try:
-        with pytest.raises(trainer.RunStopped, match="same command goes on"):
+        with pytest.raises(trainer.RunStopped, match="same command continues"):
             trainer.train_and_evaluate(config, tmp_path)
     finally:
         done.set()
