@@ -52,11 +52,16 @@ def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
                 + (f" Did you mean {close[0]}?" if close else "")
                 + " The values of a new key are listed in mixer_jax/run/keys.py."
             )
-    # A fork may do without a field of the model, and a run without more evaluators.
+    # A fork may do without a field of the model.
     needed = [key for key in KEYS if not key.startswith(("model.", "evals."))]
     for key in [*needed, "model", "evals"]:
         if key not in values and key not in config:
             yield f"The config has no {key}. Make it with configs/common.py."
+    for name in config.get("evals", {}):
+        for key in KEYS:
+            prefix, _, last = key.rpartition(".")
+            if prefix == "evals.*" and f"evals.{name}.{last}" not in values:
+                yield f"evals.{name} has no {last}. Add it with add_evaluator."
 
 
 def _contradictions(config: Config) -> Iterator[str]:

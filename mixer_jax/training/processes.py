@@ -187,9 +187,10 @@ def _initialize_in_cluster() -> None:
             # In a Kubernetes pod JAX advises to install the package kubernetes.
             warnings.simplefilter("ignore")
             jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECS)
-    except (OSError, RuntimeError, ValueError) as error:
-        if "coordinator_address should be defined" in str(error):
-            return  # what JAX says where it finds no cluster
+    except ValueError as error:  # JAX has no other word for "no cluster found"
+        if "coordinator_address should be defined" not in str(error):
+            logger.warning("This is a run of one process. JAX says: %s", error)
+    except Exception as error:  # of any kind: it asks several services
         raise ProcessError(
             f"This looks like one of several hosts, but the others cannot be reached: "
             f"{error}\nTo run on this one alone: --coordinator localhost:8476 "
