@@ -24,15 +24,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     "can be set, as in --config.base_lr=0.01.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder for checkpoints, metrics and the result. Default: runs/<config name>.",
+    "workdir", None, "Folder of the run and its result. Default: runs/<config name>."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
     "For a run of several processes: host:port on which process 0 listens. TPU hosts, "
-    "srun and mpirun need neither this flag nor the next two.",
+    "srun and mpirun do not need this flag and the next two.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
@@ -63,20 +61,19 @@ def main(argv: list[str]) -> None:
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except Exception as error:
-        notes = getattr(error, "__notes__", None)
-        if not notes:  # its traceback is nowhere else
+        if not hasattr(error, "__notes__"):  # a note says where the traceback is
             raise
-        sys.exit("\n".join([f"{type(error).__name__}: {error}", *notes]))
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *error.__notes__]))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags as absl does, with one message for what is wrong with a config."""
     try:
-        positional = flags.FLAGS(argv)
+        argv = flags.FLAGS(argv)
         _CONFIG.value.keys()  # raises an error if the file could not be read
     except Exception as error:
         sys.exit(config_file.describe_error(error))
-    return positional
+    return argv
 
 
 def _config_name() -> str:
