@@ -22,10 +22,10 @@ class ConfigError(ValueError):
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigError, which lists what is wrong with a config by itself.
+    """Raises ConfigError with a list of all faults of a config.
 
-    That is keys that are missing or unknown, values that a key may not have, and values
-    that cannot go together.
+    These are keys that are missing or unknown, and values that are not in KEYS. Only if
+    there are none, values that cannot go together are looked for.
     """
     values = flatten(config.to_dict())
     problems = [*_missing_or_unknown(config, values)]
@@ -33,7 +33,6 @@ def check_config(config: Config) -> None:
         allowed = KEYS.get(_row(key))
         if allowed and not allowed.include(value):
             problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
-    # Values that cannot go together are looked for where each is sound by itself.
     if problems := problems or [*_contradictions(config)]:
         raise ConfigError("\n".join(problems))
 
@@ -80,8 +79,8 @@ def _contradictions(config: Config) -> Iterator[str]:
                 f"{name}.resize is {spec.resize}; {spec.evaluation} cuts {crop} pixels "
                 "(pp.crop) out of it, and needs at least as many."
             )
-    for name in {"train", "test"} & set(config.evals):
-        yield f"evals.{name} needs another name: the run's own numbers are {name}/…"
+    for name in sorted({"train", "test"} & set(config.evals)):
+        yield f"evals.{name} needs another name: {name}/… are numbers of the run."
     if config.sam_rho and not all(factor for _, factor in config.lr_multipliers):
         yield (
             "sam_rho and a factor of 0 in lr_multipliers do not go together: the "

@@ -12,14 +12,15 @@ _LIBRARIES = [pathlib.Path(x.__path__[0]) for x in (absl, ml_collections)]
 def describe_error(error: Exception) -> str:
     """Returns one message for an error that absl's flags raised with a config.
 
-    For an error in a config file, that is the file and the line, those of what it
-    called, and the error; else which flag or key of the command line is wrong.
+    For an error in a config file it gives the file, the line and the error, and the
+    lines of the functions that the file called. For the command line it gives the flag
+    or key that is wrong.
     """
     cause: BaseException | None = error
     while cause is not None:
         if lines := _lines_of_config(cause):
             return f"{' -> '.join(lines)}: {type(cause).__name__}: {_reason(cause)}"
-        # absl and ml_collections raise their own error for the one of the file.
+        # absl and ml_collections wrap the error of the file in another one.
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError):
         return f"The config cannot be read: {str(error).splitlines()[-1].strip()}"

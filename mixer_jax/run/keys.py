@@ -83,7 +83,7 @@ FOLDER = Values("a folder", _is_text).or_none()
 SPLIT = Values("a split, such as train or train[:98%]", _is_text)
 
 # Every key of a config, and the values that it may have. What a key means stands in
-# configs/common.py. A fork's own fields of the model, model.*, need no row.
+# configs/common.py. A field that a fork adds to the model, model.*, needs no row.
 KEYS = {
     "pretrained_dir": Values(
         "a folder of npz files or the name of a published one. To start from scratch: "

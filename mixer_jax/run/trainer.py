@@ -84,6 +84,8 @@ def train_and_evaluate(
         else:
             state = initial_state(config, program)
         log_program(config, program, mesh)
+        if start_step == config.total_steps:
+            logger.info("This run is finished; evaluating it once more.")
         write_description(given_config, data.class_names, workdir)
         evaluators = first_process_first(open_evaluators, config, data, program, mesh)
         batches = enter(data.train_batches(start_step, mesh))
@@ -96,7 +98,9 @@ def train_and_evaluate(
             stopping = stop_requested() or checkpoints.reached_preemption(step)
             due = stopping or is_last or step % config.checkpoint_every == 0
             if due and step > start_step:
-                with reporter.paused():  # not if the loss of this step is not finite
+                with (
+                    reporter.paused()
+                ):  # raises first if this step's loss is not finite
                     checkpoints.save(step, state)
             if stopping:  # what stops the run may not wait for evaluators
                 checkpoints.wait()

@@ -30,8 +30,8 @@ FREE_KEYS = {
     "tfds_manual_dir",
 }
 
-# Keys that the config.json of older runs lacks, each with the value by which a run goes
-# on as it began. A key that is added to configs/common.py is added here too.
+# Keys that the config.json of older runs lacks, each with the value that leaves a run
+# as it was. A key that is added to configs/common.py is added here too.
 ADDED_KEYS: dict[str, Any] = {"profile_steps": 0}
 
 
@@ -70,7 +70,7 @@ def _check_config_is_the_same(config: Config, workdir: pathlib.Path) -> None:
         )
         raise ConfigError(
             f"{workdir} holds a run with another config:\n{table}\nTake another "
-            "--workdir, or the same config to go on with that run."
+            "--workdir, or the same config to continue that run."
         )
 
 

@@ -29,7 +29,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
     """Reads the parameters alone out of the newest checkpoint of a run.
 
-    Nothing is written, so the run may go on meanwhile.
+    Nothing is written, so the run may still be training.
 
     Args:
       workdir: of the run.

@@ -25,7 +25,7 @@ class _ConsoleHandler(logging.Handler):
         try:
             tqdm.write(prefix + self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # a pipe to `head`, say, that has been closed: the run goes on
+        except OSError:  # such as a closed pipe to `head`: the run continues
             _discard_output()
 
 
@@ -70,8 +70,8 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_main:
-            file.handle(_last_record(error))
-            if not isinstance(error, RunStopped):
+            file.handle(record := _last_record(error))
+            if record.exc_info:
                 error.add_note(f"The traceback is in {file.baseFilename}.")
         raise
     finally:

@@ -113,9 +113,9 @@ def initialize(
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ProcessError in all processes if one does not see process 0's `folder`.
 
-    If each process wrote its part of a checkpoint into another folder, nobody could
-    read that checkpoint. Call it early: here the processes wait for each other for the
-    first time, and for less long than later.
+    Each process writes its part of a checkpoint, and in separate folders those parts
+    are useless. Call it early: JAX gives processes less time to arrive at their first
+    meeting, which this is, than at later ones.
     """
     if jax.process_count() == 1:
         return

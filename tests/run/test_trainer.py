@@ -162,7 +162,7 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
     metrics = (tmp_path / "metrics.jsonl").read_text()
     capsys.readouterr()
     assert trainer.train_and_evaluate(config, tmp_path) == expected
-    assert "finished" in capsys.readouterr().out
+    assert "This run is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
 
@@ -374,7 +374,11 @@ def test_what_the_result_does_not_depend_on_may_change(tmp_path):
     with killed_at(7):
         trainer.train_and_evaluate(tiny_config(), tmp_path / "killed")
     changed = tiny_config(
-        keep_checkpoints=1, prefetch=1, progress_every=2, **{"mesh.fsdp": 2}
+        keep_checkpoints=1,
+        prefetch=1,
+        progress_every=2,
+        profile_steps=1,
+        **{"mesh.fsdp": 2},
     )
     results = trainer.train_and_evaluate(changed, tmp_path / "killed")
     assert results["loss"] == pytest.approx(expected["loss"], abs=1e-4)
