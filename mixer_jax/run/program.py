@@ -199,7 +199,7 @@ def initial_state(config: Config, program: Program) -> TrainState:
     return state.replace(params=jax.tree.map(put, params, state.params))
 
 
-def log_program(config: Config, program: Program, mesh: Mesh) -> None:
+def log_program(config: Config, program: Program, mesh: Mesh, start_step: int) -> None:
     """Logs the model, its size, the length of the run and its devices."""
     count = sum(
         math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state.params)
@@ -220,3 +220,5 @@ def log_program(config: Config, program: Program, mesh: Mesh) -> None:
         mesh.devices.flat[0].device_kind,
         f", state split over {config.mesh.fsdp}" if config.mesh.fsdp > 1 else "",
     )
+    if start_step == config.total_steps:
+        logger.info("This run is finished; evaluating it once more.")

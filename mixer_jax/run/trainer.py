@@ -83,9 +83,7 @@ def train_and_evaluate(
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program)
-        log_program(config, program, mesh)
-        if start_step == config.total_steps:
-            logger.info("This run is finished; evaluating it once more.")
+        log_program(config, program, mesh, start_step)
         write_description(given_config, data.class_names, workdir)
         evaluators = first_process_first(open_evaluators, config, data, program, mesh)
         batches = enter(data.train_batches(start_step, mesh))
