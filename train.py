@@ -7,14 +7,13 @@ import pathlib
 import re
 import sys
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
-from mixer_jax.run import trainer
+from mixer_jax.run import config_file, trainer
 from mixer_jax.training import processes
 from mixer_jax.weights.layout import CheckpointError
 
@@ -25,15 +24,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     "can be set, as in --config.base_lr=0.01.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder for checkpoints, metrics and the result. Default: runs/<config name>.",
+    "workdir", None, "Folder of the run and its result. Default: runs/<config name>."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
     "For a run of several processes: host:port on which process 0 listens. TPU hosts, "
-    "srun and mpirun need neither this flag nor the next two.",
+    "srun and mpirun do not need this flag and the next two.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
@@ -50,8 +47,6 @@ def main(argv: list[str]) -> None:
         processes.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
-        if jax.process_index() == 0:
-            print(f"workdir  {workdir}")
         trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
         processes.ProcessError,
@@ -61,17 +56,24 @@ def main(argv: list[str]) -> None:
         DatasetError,
         ImageError,
         CheckpointError,
+        KeyboardInterrupt,
         OSError,
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        if not hasattr(error, "__notes__"):  # a note says where the traceback is
+            raise
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *error.__notes__]))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags as absl does, with a message for a key that no config has."""
+    """Parses flags as absl does, with one message for what is wrong with a config."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        sys.exit(f"The config has no key {error.args[0].args[0]}")
+        argv = flags.FLAGS(argv)
+        _CONFIG.value.keys()  # raises an error if the file could not be read
+    except Exception as error:
+        sys.exit(config_file.describe_error(error))
+    return argv
 
 
 def _config_name() -> str:

@@ -1,4 +1,4 @@
-"""Every default of a run. The other configs change what they must."""
+"""Every default of a run. The other configs change some of them."""
 
 import dataclasses
 
@@ -10,32 +10,33 @@ from mixer_jax.variants import get_variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns what holds unless a config says otherwise: vit_jax's fine-tuning."""
+    """Returns the defaults, those of fine-tuning in vit_jax."""
     config = ml_collections.ConfigDict()
 
-    # Where {model.model_name}.npz is, whose parameters the run starts from, all but the
-    # head: a published folder (imagenet1k, imagenet21k, sam, gsam; fetched once), or a
-    # local one. None or '': start from scratch.
+    # The folder of {model.model_name}.npz. The run starts from the parameters in that
+    # file, without the head. A published folder (imagenet1k, imagenet21k, sam, gsam;
+    # downloaded once), or a local one. None or '': start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
 
     # "digits", a folder with {train,test}/<class>/<image>, a .csv or .tsv file with the
     # columns path, label and perhaps split, or any name of TensorFlow Datasets.
     config.dataset = "cifar10"
-    # Where TensorFlow Datasets keeps what is prepared, and where it finds files that
-    # one must download by hand. None: its defaults, in ~/tensorflow_datasets.
+    # The folders where TensorFlow Datasets keeps prepared datasets, and where it looks
+    # for files that are downloaded by hand. None: its defaults, in
+    # ~/tensorflow_datasets.
     config.tfds_data_dir = config_dict.placeholder(str)
     config.tfds_manual_dir = config_dict.placeholder(str)
 
     # From examples to batches.
     config.pp = ml_collections.ConfigDict()
-    # Splits to train and test on, such as "train[:98%]". None: as is usual for the
-    # dataset (mixer_jax.data.dataset.DEFAULT_SPLITS), else "train" and "test".
+    # Splits to train and test on, such as "train[:98%]". None: the usual ones of the
+    # dataset (DEFAULT_SPLITS of mixer_jax/data/dataset.py), or "train" and "test".
     config.pp.train = config_dict.placeholder(str)
     config.pp.test = config_dict.placeholder(str)
     config.pp.crop = 224  # side of the images that the model sees, in pixels
-    config.pp.resize = 256  # see evaluation, in pixels
-    # "resize" straight to crop x crop, "resize_then_central_crop" by way of
-    # resize x resize, or "resize_small_then_central_crop": the short side to resize.
+    config.pp.resize = 256  # see pp.evaluation, in pixels
+    # Of test images: "resize" to crop x crop; "resize_then_central_crop", to
+    # resize x resize first; "resize_small_then_central_crop", the short side first.
     config.pp.evaluation = "resize"
     config.pp.area_range = (0.05, 1.0)  # of a training crop, as a share of the image
     config.pp.aspect_range = (0.75, 1.33)  # of a training crop, width / height
@@ -43,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pp.transfer = "uint8"  # or "float32", exact, at four times the bytes
 
     config.pp.randaugment = (0, 0.0)  # layers and magnitude
-    # One change to all images alike (paper, figure 4): "patches" shuffles the patches,
+    # One permutation for all images (paper, figure 4): "patches" shuffles the patches,
     # and the pixels within each; "pixels" shuffles all pixels.
     config.pp.permute = config_dict.placeholder(str)
 
@@ -54,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.total_epochs = 0.0
     config.total_examples = 0
     config.batch = 512  # images of an update
-    config.accum_steps = 8  # slices of a batch, computed in turn to save memory
+    config.accum_steps = 8  # slices of a batch, one after the other to save memory
     config.batch_eval = 512
     config.prefetch = 2  # batches prepared ahead
 
@@ -73,9 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.warmup_examples = 0
     config.decay_type = "cosine"  # to 0; or "linear" to linear_end; or "constant"
     config.linear_end = 1e-5
-    # Pairs (regular expression, factor): a parameter takes the learning rate times the
-    # factor of the first expression that matches its whole name; 0 freezes it. To train
-    # the head alone: (("head/.*", 1.0), (".*", 0.0)).
+    # Pairs (regular expression, factor). The first expression that matches the whole
+    # name of a parameter gives the factor of its learning rate; 0 freezes it. To train
+    # only the head: (("head/.*", 1.0), (".*", 0.0)).
     config.lr_multipliers = ()
     config.sam_rho = 0.0  # radius of sharpness-aware minimization; 0 for none
 
@@ -84,6 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 1_000
     config.keep_checkpoints = 3  # the newest ones
     config.progress_every = 10
+    # Steps to trace for TensorBoard's profile plugin, after the first ones of a start:
+    # tensorboard --logdir <workdir>/tensorboard. 0 for none.
+    config.profile_steps = 0
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # devices that share one copy of the state
@@ -113,7 +117,7 @@ def get_model(name: str) -> ml_collections.ConfigDict:
 
 
 def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
-    """Returns what the paper's pre-training recipes share (appendix A, big_vision).
+    """Returns the common part of the paper's pre-training recipes (appendix A).
 
     Args:
       variant: such as "b16".
@@ -149,19 +153,20 @@ def get_pretrain_config(variant: str) -> ml_collections.ConfigDict:
 def add_evaluator(
     config: ml_collections.ConfigDict, name: str, **values: object
 ) -> None:
-    """Adds an evaluator to `config`, whose numbers will be called "<name>/…"."""
+    """Adds an evaluator to `config`; its numbers are called "<name>/…"."""
     spec = ml_collections.ConfigDict()
     # "classification" by the head, or "fewshot": a linear probe on pre_logits.
     spec.type = "classification"
     spec.dataset = config_dict.placeholder(str)  # None: the one trained on
     spec.split = "test"
-    # Of a TensorFlow dataset, if not the usual one; images may have several labels.
+    # Of a dataset of TensorFlow Datasets. None: its usual one. Images may have several
+    # labels there.
     spec.label_key = config_dict.placeholder(str)
     spec.evaluation = config_dict.placeholder(str)  # None: as pp.evaluation
     spec.resize = 0  # 0: as pp.resize
     spec.every = 0  # steps; 0: as eval_every
-    spec.train_split = "train"  # few-shot: where the probe's examples are from
-    spec.shots = (1, 5, 10, 25)  # few-shot: the numbers of examples per class
+    spec.train_split = "train"  # few-shot: of the probe's examples
+    spec.shots = (1, 5, 10, 25)  # few-shot: numbers of examples per class
     with config.unlocked():
         config.evals[name] = spec.lock()
         config.evals[name].update(values)
@@ -203,7 +208,7 @@ def split_argument(argument: str) -> tuple[str, bool]:
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config` as a run of seconds on a CPU: two small blocks on digits."""
+    """Returns `config` as a run of seconds on a CPU: two small blocks, on digits."""
     config.pretrained_dir = ""
     config.dataset = "digits"
     config.pp.train = config.pp.test = "test[:64]"

@@ -28,6 +28,7 @@ from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import FileError, replace_when_whole
+from mixer_jax.run.config_file import describe_error
 from mixer_jax.run.loading import LoadedModel, load_model
 from mixer_jax.weights.export import ExportError, export_onnx, export_stablehlo
 from mixer_jax.weights.layout import CheckpointError, infer_model
@@ -503,7 +504,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
       overrides: such as "config.base_lr=0.01".
 
     Raises:
-      UsageError: there is no such file, or an override does not fit the config.
+      UsageError: there is no such file, it raises an error, or an override does not
+        fit it.
     """
     file = pathlib.Path(path.partition(":")[0])
     if not file.is_file():
@@ -520,10 +522,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
     )
     try:
         values(argv)
-    except absl_flags.Error as error:
-        raise UsageError(str(error)) from error
-    except AttributeError as error:
-        raise UsageError(f"The config has no key {error.args[0].args[0]}") from error
+    except Exception as error:
+        raise UsageError(describe_error(error)) from error
     return config.value
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -151,6 +152,7 @@ def test_tfds_dataset_without_tensorflow(tmp_path, tfds_dir):
         (["--config.dataset=/no/where"], "DatasetError: There is no folder"),
         (["--config.pretrained_dir=/no/where"], "/no/where/digits.npz: no such file"),
         (["--config.pretrained_dir=None"], "from scratch: --config.pretrained_dir=''"),
+        (["--config.base_lr=-1"], "base_lr is -1.0; expected a number, at least 0"),
         (["--config.base_lrs=1"], 'Did you mean "base_lr" instead of "base_lrs"?'),
         (["--config.batch=many"], "batch"),
         (["configs/b16.py"], "Not a flag: configs/b16.py"),
@@ -164,15 +166,71 @@ def test_mistakes_get_one_message_and_no_traceback(tmp_path, args, message):
     assert "Traceback" not in output
 
 
+def tiny_run(workdir):
+    """The command of a run of forty steps, each of which prints a line."""
+    values = ["total_steps=40", "warmup_steps=1", "progress_every=1", "eval_every=20"]
+    flags = [f"--config.{value}" for value in values]
+    return ["train.py", "--config=configs/digits.py", f"--workdir={workdir}", *flags]
+
+
+@pytest.mark.parametrize("redirection", ["", "2>&1"])
+def test_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path, redirection):
+    command = shlex.join([sys.executable, "-W", "ignore", *tiny_run(tmp_path)])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {redirection} | head -2; echo ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    *lines, status = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == f"workdir  {tmp_path}"
+    assert status == "0"
+    assert done.stderr == ""
+    assert (tmp_path / "final.npz").exists()
+    log = (tmp_path / "train.log").read_text()
+    assert "step 40/40" in log
+    assert "step 40  test: top-1" in log
+    assert "Done in" in log
+
+
+def test_an_unexpected_error_is_one_line_here_and_a_traceback_in_the_log(tmp_path):
+    """Such as a disk that is full, or an error of someone's own model."""
+    script = (
+        "import runpy, sys; from mixer_jax.evaluation import classification\n"
+        "def evaluate(*args): raise RuntimeError('out of memory')\n"
+        "classification.evaluate = evaluate\n"
+        f"sys.argv = {tiny_run(tmp_path)!r}; sys.path.insert(0, '.')\n"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 1
+    log = tmp_path / "train.log"
+    assert done.stderr.splitlines() == [
+        "RuntimeError: out of memory",
+        f"The traceback is in {log}.",
+    ]
+    assert "ERROR RuntimeError: out of memory\nTraceback (most" in log.read_text()
+
+
 def test_workdir_is_named_after_the_config(tmp_path):
     for name in ("train.py", "configs", "mixer_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     done = train(
         "--config=configs/b32.py:/no/where", cwd=tmp_path, MIXER_JAX_CACHE=str(tmp_path)
     )
-    assert "workdir  runs/b32-_no_where" in done.stdout
+    assert f"workdir  {tmp_path}/runs/b32-_no_where\n" in done.stdout
     done = train("--config=configs/digits.py", "--config.dataset=/no", cwd=tmp_path)
-    assert "workdir  runs/digits" in done.stdout
+    assert f"workdir  {tmp_path}/runs/digits\n" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,25 +1,20 @@
-"""What a config may say, checked before anything is opened."""
+"""A config, checked before anything is opened, and read in steps and for devices."""
 
+import difflib
 import logging
 import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from mixer_jax.blocks import REMAT_POLICIES
-from mixer_jax.data import preprocess
-from mixer_jax.data.permute import PERMUTATIONS
-from mixer_jax.training import losses
-from mixer_jax.training.optimizer import DECAY_TYPES, OPTIMIZERS
+from mixer_jax.run.keys import KEYS
+from mixer_jax.training.losses import LOSSES as LOSSES
 
 logger = logging.getLogger(__name__)
 
 Config = Any  # an ml_collections.ConfigDict with the keys of configs/common.py
-
-LOSSES = {
-    "softmax": losses.softmax_cross_entropy,
-    "sigmoid": losses.sigmoid_cross_entropy,
-}
 
 
 class ConfigError(ValueError):
@@ -27,47 +22,82 @@ class ConfigError(ValueError):
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigError if the config's numbers cannot go together."""
-    for name, value, choices in (
-        ("loss", config.loss, tuple(LOSSES)),
-        ("pp.permute", config.pp.permute or "", ("", *PERMUTATIONS)),
-        ("optimizer", config.optimizer, OPTIMIZERS),
-        ("decay_type", config.decay_type, DECAY_TYPES),
-        ("pp.evaluation", config.pp.evaluation, preprocess.EVALUATIONS),
-        ("pp.transfer", config.pp.transfer, preprocess.TRANSFERS),
-        ("model.dtype", config.model.dtype, (None, "float32", "bfloat16")),
-        ("model.remat", config.model.remat, (None, *REMAT_POLICIES)),
-    ):
-        if value not in choices:
-            raise ConfigError(
-                f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}."
+    """Raises ConfigError with a list of all faults of a config.
+
+    These are keys that are missing or unknown, and values that are not in KEYS. Only if
+    there are none, values that cannot go together are looked for.
+    """
+    values = flatten(config.to_dict())
+    problems = [*_missing_or_unknown(config, values)]
+    for key, value in values.items():
+        allowed = KEYS.get(_row(key))
+        if allowed and not allowed.include(value):
+            problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
+    if problems := problems or [*_contradictions(config)]:
+        raise ConfigError("\n".join(problems))
+
+
+def _row(key: str) -> str:
+    """Returns the key of KEYS that `key` is one of."""
+    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)
+
+
+def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
+    for key in values:
+        if not key.startswith("model.") and _row(key) not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, 1)
+            yield (
+                f"The config has a key {key} that nothing reads."
+                + (f" Did you mean {close[0]}?" if close else "")
+                + " The values of a new key are listed in mixer_jax/run/keys.py."
             )
-    if config.pretrained_dir == "None":  # what a flag makes of it
-        raise ConfigError("To start from scratch: --config.pretrained_dir=''.")
-    crops = [("pp", config.pp.evaluation, config.pp.resize)]
-    for name, spec in config.evals.items():
-        evaluation = spec.evaluation or config.pp.evaluation
-        crops.append((f"evals.{name}", evaluation, spec.resize or config.pp.resize))
-    for name, evaluation, size in crops:
-        if evaluation != "resize" and size < config.pp.crop:
-            raise ConfigError(
-                f"{name}.resize is {size}; {evaluation} cuts {config.pp.crop} pixels "
+    # A fork may do without a field of the model.
+    needed = [key for key in KEYS if not key.startswith(("model.", "evals."))]
+    for key in [*needed, "model", "evals"]:
+        if key not in values and key not in config:
+            yield f"The config has no {key}. Make it with configs/common.py."
+    for name in config.get("evals", {}):
+        for key in KEYS:
+            prefix, _, last = key.rpartition(".")
+            if prefix == "evals.*" and f"evals.{name}.{last}" not in values:
+                yield f"evals.{name} has no {last}. Add it with add_evaluator."
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    crop, patches = config.pp.crop, config.model.get("patches")
+    if patches and any(crop % side for side in patches.size):
+        height, width = patches.size
+        yield (
+            f"pp.crop is {crop}: {crop}x{crop} pixels cannot be cut into patches of "
+            f"{height}x{width} (model.patches.size)."
+        )
+    crops = {"pp": config.pp}
+    crops |= {f"evals.{name}": spec for name, spec in evals(config).items()}
+    for name, spec in crops.items():
+        if spec.evaluation != "resize" and spec.resize < crop:
+            yield (
+                f"{name}.resize is {spec.resize}; {spec.evaluation} cuts {crop} pixels "
                 "(pp.crop) out of it, and needs at least as many."
             )
+    for name in sorted({"train", "test"} & set(config.evals)):
+        yield f"evals.{name} needs another name: {name}/… are numbers of the run."
     if config.sam_rho and not all(factor for _, factor in config.lr_multipliers):
-        raise ConfigError(
+        yield (
             "sam_rho and a factor of 0 in lr_multipliers do not go together: the "
             "sharpness of frozen parameters would count."
         )
-    for key in ("batch", "batch_eval", "accum_steps", "eval_every",
-                "progress_every", "checkpoint_every", "keep_checkpoints"):  # fmt: skip
-        if config[key] < 1:
-            raise ConfigError(f"{key} is {config[key]}; expected at least 1.")
+    for name in ("total", "warmup"):
+        given = _durations(config, name)
+        if len(given) > 1:
+            listed = " and ".join(f"{key} {value}" for key, value in given.items())
+            yield f"{listed}: give one of them, and set the others to 0."
+    if not _durations(config, "total"):
+        yield "The run has no steps: give total_steps, total_epochs or total_examples."
 
 
 def check_devices(config: Config, devices: int) -> None:
     """Raises ConfigError if so many devices cannot run the config."""
-    if config.mesh.fsdp < 1 or devices % config.mesh.fsdp:
+    if devices % config.mesh.fsdp:
         raise ConfigError(
             f"mesh.fsdp is {config.mesh.fsdp}, which does not divide {devices} devices."
         )
@@ -86,42 +116,64 @@ def check_devices(config: Config, devices: int) -> None:
             )
 
 
+def evals(config: Config) -> dict[str, Config]:
+    """Returns the values of each evaluator that config.evals adds, by name.
+
+    Where they are None or 0, those of the run take their place.
+    """
+    defaults = {
+        "dataset": config.dataset,
+        "evaluation": config.pp.evaluation,
+        "resize": config.pp.resize,
+        "every": config.eval_every,
+    }
+    specs = {}
+    for name, spec in config.evals.items():
+        specs[name] = spec.copy_and_resolve_references()
+        for key, value in defaults.items():
+            specs[name][key] = spec[key] or value
+    return specs
+
+
 def in_steps(config: Config, num_examples: int) -> Config:
-    """Returns `config` with total_steps and warmup_steps set.
+    """Returns a copy of `config` with total_steps and warmup_steps set.
 
     Each may be given in steps, epochs or examples instead.
 
     Args:
-      config: of the run.
+      config: of the run, checked.
       num_examples: of the training split, an epoch.
 
     Raises:
-      ConfigError: a duration is given twice, or the run has none.
+      ConfigError: the run has no steps.
     """
     config = ml_collections.ConfigDict(config)
+    sizes = {"steps": config.batch, "epochs": num_examples, "examples": 1}
     for name in ("total", "warmup"):
-        images = {"steps": config.batch, "epochs": num_examples, "examples": 1}
-        given = {
-            f"{name}_{unit}": (config[f"{name}_{unit}"], size)
-            for unit, size in images.items()
-            if config[f"{name}_{unit}"]
-        }
-        if len(given) > 1:
-            raise ConfigError(
-                f"{' and '.join(f'{k} {v}' for k, (v, _) in given.items())}: give one "
-                "of them, and set the others to 0."
-            )
-        steps = [round(value * size / config.batch) for value, size in given.values()]
-        config[f"{name}_steps"] = sum(steps)
+        examples = sum(
+            value * sizes[key.removeprefix(f"{name}_")]
+            for key, value in _durations(config, name).items()
+        )
+        config[f"{name}_steps"] = round(examples / config.batch)
     if config.total_steps < 1:
-        raise ConfigError("The run has no steps: give total_steps or total_epochs.")
+        raise ConfigError(
+            f"The run has no steps: {num_examples} examples in batches of "
+            f"{config.batch} make less than one. Give more total_epochs or "
+            "total_examples, or total_steps."
+        )
     if config.warmup_steps >= config.total_steps:
         logger.warning(
-            "warmup_steps is %d, of %d in all: the learning rate never gets to base_lr",
+            "warmup_steps is %d, of %d steps: the learning rate never reaches base_lr",
             config.warmup_steps,
             config.total_steps,
         )
     return config
+
+
+def _durations(config: Config, name: str) -> dict[str, float]:
+    """Returns those keys <name>_{steps,epochs,examples} that are not 0."""
+    keys = [f"{name}_{unit}" for unit in ("steps", "epochs", "examples")]
+    return {key: config[key] for key in keys if config[key]}
 
 
 def for_platform(config: Config, platform: str) -> Config:
@@ -136,6 +188,17 @@ def for_platform(config: Config, platform: str) -> Config:
     if platform == "tpu":
         defaults = {"dtype": "bfloat16", "remat": "blocks"}
     for name, value in defaults.items():
-        if config.model[name] is None:
+        if name in config.model and config.model[name] is None:
             config.model[name] = value
     return config
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested dicts by keys such as "pp.crop"."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,20 +1,24 @@
-"""The examples of a run, and what becomes of them."""
+"""The examples of a run, and the transforms of their images."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from mixer_jax.data import dataset, pipeline, preprocess
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config
+from mixer_jax.training import sharding
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The examples of a run, and what becomes of them.
+    """The examples of a run, and the transforms of their images.
 
     Attributes:
       config: of the run.
@@ -32,17 +36,20 @@ class Data:
     train_transform: preprocess.TrainTransform
     eval_transform: preprocess.EvalTransform
 
-    def train_batches(self, start_step: int, rows: Sequence[int]) -> Any:
-        """Returns the given rows of training batches, without end."""
-        return pipeline.train_batches(
+    def train_batches(
+        self, start_step: int, mesh: Mesh
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Opens an iterator of this process's rows of training batches, without end."""
+        batches = pipeline.train_batches(
             self.train_source,
             self.train_transform,
             batch_size=self.config.batch,
             seed=self.config.seed,
             start_step=start_step,
             prefetch=self.config.prefetch,
-            rows=rows,
+            rows=sharding.local_rows(mesh, self.config.batch),
         )
+        return contextlib.closing(batches)
 
 
 def open_data(config: Config) -> Data:

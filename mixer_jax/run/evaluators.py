@@ -1,4 +1,4 @@
-"""How a run scores its parameters: on the test split, and as config.evals adds."""
+"""How a run scores its parameters: on the test split, and as config.evals says."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from mixer_jax.data import dataset as datasets
 from mixer_jax.data import pipeline, preprocess
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
-from mixer_jax.run.config import Config, ConfigError
+from mixer_jax.run.config import Config, ConfigError, evals
 from mixer_jax.run.data import Data
 from mixer_jax.run.program import Program
 from mixer_jax.training import sharding
@@ -33,6 +33,10 @@ class Evaluator:
     every: int
     run: Callable[[Any], dict[str, float]]
 
+    def is_due(self, step: int) -> bool:
+        """Returns whether the parameters after `step` updates are to be scored."""
+        return step > 0 and step % self.every == 0
+
 
 def open_evaluators(
     config: Config, data: Data, program: Program, mesh: Mesh
@@ -40,7 +44,7 @@ def open_evaluators(
     """Returns the evaluator of the test split, and those that config.evals adds.
 
     Raises:
-      ConfigError: an evaluator cannot be.
+      ConfigError: an evaluator of the head has other classes than the run.
       DatasetError: its dataset or split is not there, or not as expected.
     """
     num_classes = len(data.class_names)
@@ -89,17 +93,15 @@ def open_evaluators(
 
     test = functools.partial(classify, data.test_source, data.eval_transform, None)
     evaluators = [Evaluator("test", config.eval_every, test)]
-    for name, spec in config.evals.items():
+    for name, spec in evals(config).items():
         dataset = datasets.open_dataset(
-            spec.dataset or config.dataset,
+            spec.dataset,
             data_dir=config.tfds_data_dir,
             manual_dir=config.tfds_manual_dir,
             label_key=spec.label_key,
         )
         transform = dataclasses.replace(
-            data.eval_transform,
-            evaluation=spec.evaluation or config.pp.evaluation,
-            resize=spec.resize or config.pp.resize,
+            data.eval_transform, evaluation=spec.evaluation, resize=spec.resize
         )
         source, classes = dataset.split(spec.split), len(dataset.class_names)
         if spec.type == "fewshot":
@@ -107,11 +109,6 @@ def open_evaluators(
             train = datasets.first_of_each_class(train, classes, max(spec.shots))
             run = functools.partial(
                 probe, train, source, classes, spec.shots, transform
-            )
-        elif spec.type != "classification":
-            raise ConfigError(
-                f"evals.{name}.type is {spec.type!r}; expected classification or "
-                "fewshot."
             )
         elif classes != num_classes:
             raise ConfigError(
@@ -121,5 +118,5 @@ def open_evaluators(
         else:
             several = classes if isinstance(source[0].label, tuple) else None
             run = functools.partial(classify, source, transform, several)
-        evaluators.append(Evaluator(name, spec.every or config.eval_every, run))
+        evaluators.append(Evaluator(name, spec.every, run))
     return evaluators

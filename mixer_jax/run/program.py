@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,20 @@ import jax
 from jax.sharding import Mesh
 
 from mixer_jax.model import MlpMixer
-from mixer_jax.run.config import LOSSES, Config, ConfigError, for_platform
+from mixer_jax.run.config import (
+    Config,
+    ConfigError,
+    check_config,
+    check_devices,
+    for_platform,
+)
 from mixer_jax.training import sharding
-from mixer_jax.training.optimizer import create_optimizer, create_schedule
+from mixer_jax.training.losses import LOSSES
+from mixer_jax.training.optimizer import (
+    PatternError,
+    create_optimizer,
+    create_schedule,
+)
 from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.step import (
     LossFn,
@@ -51,18 +63,43 @@ class Program:
     abstract_state: TrainState
 
 
+def check_run(config: Config) -> tuple[Config, Mesh]:
+    """Returns a config for the devices here, and the mesh of them, if it can be run.
+
+    Nothing is opened or compiled.
+
+    Raises:
+      ConfigError: the config contradicts itself, the model or the devices.
+    """
+    check_config(config)
+    config = for_platform(config, jax.devices()[0].platform)
+    check_devices(config, jax.device_count())
+    mesh = sharding.create_mesh(config.mesh.fsdp)
+    build_program(config, mesh, num_classes=1)
+    return config, mesh
+
+
 def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     """Returns the functions of the run that `config` describes.
 
     Args:
-      config: see configs/common.py.
+      config: see configs/common.py; checked, with durations in steps.
       mesh: see `mixer_jax.training.sharding.create_mesh`.
       num_classes: of the dataset.
+
+    Raises:
+      ConfigError: config.model has a field that the model lacks, or lr_multipliers an
+        expression that matches no parameter.
     """
     platform = mesh.devices.flat[0].platform
     fields = for_platform(config, platform).model.to_dict()
     patches = Patches(tuple(fields.pop("patches")["size"]))
-    model = MlpMixer(patches=patches, num_classes=num_classes, **fields)
+    try:
+        model = MlpMixer(patches=patches, num_classes=num_classes, **fields)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.model does not fit mixer_jax.model.MlpMixer: {error}"
+        ) from error
     schedule = create_schedule(
         config.decay_type,
         config.base_lr,
@@ -88,41 +125,40 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     )
     try:
         abstract_state = jax.eval_shape(init, jax.random.key(0))
-    except ValueError as error:  # the model says what does not fit
+    except PatternError as error:
         raise ConfigError(str(error)) from error
     on_state = sharding.state_shardings(mesh, abstract_state)
     on_batch = sharding.batch_sharding(mesh)
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
+    train_step = make_train_step(
+        model,
+        tx,
+        schedule,
+        loss_fn,
+        accum_steps=config.accum_steps,
+        label_smoothing=config.label_smoothing,
+        mixup_p=config.mixup_p,
+        sam_rho=config.sam_rho,
+    )
+
+    def jit_on_params(step: Callable[..., Any]) -> Any:
+        return jax.jit(
+            step, in_shardings=(on_state.params, on_batch), out_shardings=replicated
+        )
+
     return Program(
         model=model,
         loss_fn=loss_fn,
         init=jax.jit(init, out_shardings=on_state),
         train_step=jax.jit(
-            make_train_step(
-                model,
-                tx,
-                schedule,
-                loss_fn,
-                accum_steps=config.accum_steps,
-                label_smoothing=config.label_smoothing,
-                mixup_p=config.mixup_p,
-                sam_rho=config.sam_rho,
-            ),
-            in_shardings=(on_state, on_batch, everywhere),
-            out_shardings=(on_state, everywhere),
+            train_step,
+            in_shardings=(on_state, on_batch, replicated),
+            out_shardings=(on_state, replicated),
             donate_argnums=0,
             compiler_options=sharding.compiler_options(mesh),
         ),
-        eval_step=jax.jit(
-            make_eval_step(model, loss_fn),
-            in_shardings=(on_state.params, on_batch),
-            out_shardings=everywhere,
-        ),
-        feature_step=jax.jit(
-            make_feature_step(model),
-            in_shardings=(on_state.params, on_batch),
-            out_shardings=everywhere,
-        ),
+        eval_step=jit_on_params(make_eval_step(model, loss_fn)),
+        feature_step=jit_on_params(make_feature_step(model)),
         abstract_state=jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             abstract_state,
@@ -131,13 +167,25 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     )
 
 
-def initial_state(config: Config, program: Program, rng: jax.Array) -> TrainState:
-    """The state before the first step: from scratch, or with a file's parameters."""
+def step_rng(config: Config, mesh: Mesh) -> jax.Array:
+    """Returns the key from which every step draws, on all devices."""
+    _, rng = jax.random.split(jax.random.key(config.seed))
+    return jax.device_put(rng, sharding.replicated(mesh))
+
+
+def initial_state(config: Config, program: Program) -> TrainState:
+    """Returns the state before the first step: new, or with a file's parameters.
+
+    Raises:
+      OSError, CheckpointError: the file of pretrained_dir cannot be read, or its
+        parameters do not fit.
+    """
+    rng, _ = jax.random.split(jax.random.key(config.seed))
     state = program.init(rng)
     if not config.pretrained_dir:
         return state
     path = first_process_first(
-        lambda: find_checkpoint(config.pretrained_dir, config.model.model_name)
+        find_checkpoint, config.pretrained_dir, config.model.model_name
     )
     params = load_pretrained(path, state.params)
 
@@ -150,3 +198,28 @@ def initial_state(config: Config, program: Program, rng: jax.Array) -> TrainStat
 
     logger.info("start    from %s, with a new head", path)
     return state.replace(params=jax.tree.map(put, params, state.params))
+
+
+def log_program(config: Config, program: Program, mesh: Mesh, start_step: int) -> None:
+    """Logs the model, its size, the length of the run and its devices."""
+    count = sum(
+        math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state.params)
+    )
+    logger.info(
+        "model    %s: %s parameters, %d x %d pixels",
+        config.model.model_name,
+        f"{count:,}",
+        config.pp.crop,
+        config.pp.crop,
+    )
+    logger.info(
+        "run      %s steps of %d images in %s on %d x %s%s",
+        f"{config.total_steps:,}",
+        config.batch,
+        config.model.dtype,
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        f", state split over {config.mesh.fsdp}" if config.mesh.fsdp > 1 else "",
+    )
+    if start_step == config.total_steps:
+        logger.info("This run is finished; evaluating it once more.")

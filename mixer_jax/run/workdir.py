@@ -1,34 +1,66 @@
-"""What a work directory records of its run, and what it refuses."""
+"""The work directory of a run: what it records, and which runs it refuses."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.run.config import Config, ConfigError
+from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
+from mixer_jax.training import sharding
+from mixer_jax.training.checkpointing import saved_steps
+from mixer_jax.training.processes import check_shared
+from mixer_jax.weights.npz import save_checkpoint
 
-# What may change between two starts of a run: nothing of the result depends on it.
+# What may change between two starts of a run: the result does not depend on it.
 FREE_KEYS = {
     "keep_checkpoints",
     "mesh.fsdp",
     "prefetch",
+    "profile_steps",
     "progress_every",
     "tfds_data_dir",
     "tfds_manual_dir",
 }
 
+# Keys that the config.json of older runs lacks, each with the value that leaves a run
+# as it was. A key that is added to configs/common.py is added here too.
+ADDED_KEYS: dict[str, Any] = {"profile_steps": 0}
 
-def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Refuses the work directory of a run with another config, if it has a result."""
+
+def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the absolute path of a folder for the run, made if there is none.
+
+    Raises:
+      ConfigError: it is a URL, or has the result of a run with another config.
+      ProcessError: another process sees another folder.
+    """
+    if "://" in os.fspath(workdir):
+        raise ConfigError(
+            f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder."
+        )
+    path = pathlib.Path(workdir).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    check_shared(path)
+    _check_config_is_the_same(config, path)
+    return path
+
+
+def _check_config_is_the_same(config: Config, workdir: pathlib.Path) -> None:
+    """Refuses the folder of a run with another config, if it has a result."""
     path = workdir / "config.json"
-    has_result = any((workdir / "checkpoints").glob("[0-9]*"))
-    if not path.exists() or not (has_result or (workdir / "final.npz").exists()):
+    has_result = (workdir / "final.npz").exists() or bool(saved_steps(workdir))
+    if not path.exists() or not has_result:
         return
-    old, new = _flatten(json.loads(path.read_text())), _flatten(as_json(config))
+    old = ADDED_KEYS | flatten(json.loads(path.read_text("utf-8")))
+    new = flatten(_as_json(config))
     missing = object()
     keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
     if set(keys) - FREE_KEYS:
@@ -38,18 +70,18 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
         )
         raise ConfigError(
             f"{workdir} holds a run with another config:\n{table}\nTake another "
-            "--workdir, or the same config to go on with that run."
+            "--workdir, or the same config to continue that run."
         )
 
 
 def check_resumable(
     config: Config, data: Data, start_step: int, workdir: pathlib.Path
 ) -> None:
-    """Refuses to go on with a dataset that is not the one that the run began with."""
+    """Raises ConfigError if the dataset is not the one that the run began with."""
     path = workdir / "class_names.json"
     if not start_step or not path.exists():
         return
-    old, new = json.loads(path.read_text()), list(data.class_names)
+    old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
     if old != new or start_step > config.total_steps:
         changed = sorted(set(old) ^ set(new)) or [f"{len(data.train_source)} images"]
         raise ConfigError(
@@ -60,29 +92,40 @@ def check_resumable(
         )
 
 
-def write_workdir(
-    config: dict[str, Any], class_names: Sequence[str], workdir: pathlib.Path
+def write_description(
+    config: Config, class_names: Sequence[str], workdir: pathlib.Path
 ) -> None:
-    """Writes what a later start is compared with."""
+    """Writes the files that a later start is compared with, and that loading reads."""
     if jax.process_index() == 0:
         for name, content in (
             ("class_names.json", list(class_names)),
-            ("config.json", config),
+            ("config.json", _as_json(config)),
         ):
             with replace_when_whole(workdir / name) as partial:
                 partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def as_json(config: Config) -> dict[str, Any]:
+def write_result(
+    path: pathlib.Path, params: Any, mesh: Mesh, *, overwrite: bool
+) -> None:
+    """Writes parameters in the published layout; a part of several processes.
+
+    Args:
+      path: of the npz file.
+      params: the model's parameters, on the devices of `mesh`.
+      mesh: of the run.
+      overwrite: whether to write it where it exists too.
+    """
+    # One process looks, for all must take part.
+    missing = multihost_utils.broadcast_one_to_all(np.int32(not path.exists()))
+    if not (overwrite or missing):
+        return
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
+    if jax.process_index() == 0:
+        save_checkpoint(path, jax.device_get(whole))
+    multihost_utils.sync_global_devices("final parameters written")
+
+
+def _as_json(config: Config) -> dict[str, Any]:
     """Returns a config as its config.json has it."""
     return json.loads(config.to_json())
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -6,7 +6,7 @@ import optax
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of labels and softmax(logits), with which vit_jax fine-tunes.
+    """Cross-entropy of labels and softmax(logits), as vit_jax fine-tunes with.
 
     Args:
       logits: [batch, num_classes], of any floating-point type.
@@ -28,8 +28,9 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Binary cross-entropies of labels and sigmoid(logits), summed over classes.
 
-    big_vision pre-trains Mixer with it. Start from a head bias near -log(num_classes),
-    there -6.9, or the first steps go into making all classes improbable.
+    big_vision pre-trains Mixer with it. Initialise the head's bias to about
+    -log(num_classes), -6.9 for ImageNet. With a bias of 0 every class starts at a
+    probability of 1/2, and the first steps only bring that down.
 
     Args:
       logits: [batch, num_classes], of any floating-point type.
@@ -50,6 +51,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return losses.sum(-1)
 
 
+# The choices of config.loss, by name.
+LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
 def smooth_labels(labels: jax.Array, eps: float) -> jax.Array:
     """Label smoothing: (1 - eps) labels + eps / num_classes.
 
@@ -59,7 +64,7 @@ def smooth_labels(labels: jax.Array, eps: float) -> jax.Array:
         (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7); 0 for none.
 
     Returns:
-      [batch, num_classes]; what summed to 1 still does.
+      [batch, num_classes]. Rows that summed to 1 still do.
 
     Raises:
       ValueError: eps is not in [0, 1], or labels are integers.

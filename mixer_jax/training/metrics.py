@@ -1,65 +1,151 @@
-"""What a run tells: log lines, a progress bar, metrics.jsonl, TensorBoard events."""
+"""The numbers of a run: read from the device, shown, and written to files."""
 
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
 
+import jax
 import tensorboardX
 from tqdm import tqdm
 
-logger = logging.getLogger("mixer_jax")
+from mixer_jax.files import replace_when_whole
+from mixer_jax.training.checkpointing import Checkpoints
+from mixer_jax.training.logs import PROGRESS
+from mixer_jax.training.step import Metrics
 
-PROGRESS = logging.DEBUG  # lines that a progress bar makes superfluous
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints messages above the progress bar, if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = (
-            f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        )
-        tqdm.write(prefix + self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def logging_to(workdir: pathlib.Path, is_main: bool) -> Iterator[None]:
-    """Sends this package's messages to <workdir>/train.log and to the console.
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient is infinite or not a number."""
 
-    Of several processes one is the main one. The others print warnings and no more.
+
+class Reporter:
+    """Shows and writes the numbers of a run: of its steps, and of its evaluations.
+
+    The metrics of a step are read one step late: while they are on the way, the device
+    computes the next step.
     """
-    handlers: list[logging.Handler] = [_ConsoleHandler()]
-    handlers[0].setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
-    if is_main:
-        log = logging.FileHandler(workdir / "train.log", encoding="utf-8")
-        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(log)
-    else:
-        handlers[0].setLevel(logging.WARNING)
-    logger.setLevel(PROGRESS)
-    logger.propagate = False
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        *,
+        total_steps: int,
+        batch: int,
+        num_examples: int,
+        every: int,
+    ):
+        """Opens the files of the run.
+
+        All processes read the metrics; the first one shows and writes them.
+
+        Args:
+          workdir: of the run.
+          checkpoints: of the run, which continues from the newest one.
+          total_steps: of the run.
+          batch: images of a step.
+          num_examples: images of an epoch.
+          every: steps between two rows of metrics.
+        """
+        self._checkpoints = checkpoints
+        self._every, self._epoch_steps = every, num_examples / batch
+        start_step, enabled = checkpoints.latest_step() or 0, jax.process_index() == 0
+        self._writer = MetricsWriter(workdir, start_step, enabled)
+        self._progress = Progress(start_step, total_steps, batch, enabled)
+        self._pending: tuple[int, Metrics] | None = None
+
+    def push(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step just dispatched, and reads the ones before.
+
+        Raises:
+          NonFiniteError: the loss or another metric of the step before is not finite.
+        """
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Reads what was pushed last, after which it is known to be finite.
+
+        Raises:
+          NonFiniteError: it is not.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            last_good = self._checkpoints.latest_step()
+            raise NonFiniteError(
+                f"Step {step}: loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}. The last good checkpoint is "
+                f"{self._checkpoints.path / str(last_good) if last_good else 'none'}. "
+                "A lower base_lr, a longer warmup_steps or a lower grad_norm_clip may "
+                "help; look for damaged values in pre-trained parameters too."
+            )
+        self._progress.update(step, values["loss"])
+        if step % self._every == 0:
+            values["images_per_sec"] = self._progress.report(step, values)
+            values["epoch"] = step / self._epoch_steps
+            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
+
+    def report(self, step: int, name: str, numbers: Mapping[str, float]) -> None:
+        """Shows and writes what an evaluator gave.
+
+        Args:
+          step: number of updates of the parameters that were scored.
+          name: of the evaluator.
+          numbers: from its names to accuracies, a loss or a count.
+
+        Raises:
+          NonFiniteError: the loss is not finite.
+        """
+        if not math.isfinite(numbers.get("loss", 0.0)):
+            checkpoint = self._checkpoints.path / str(step)
+            raise NonFiniteError(
+                f"Step {step}: the loss on {name} is {numbers['loss']}: the last "
+                f"update went wrong, and {checkpoint} is of no use, if it exists. "
+                "A lower base_lr or grad_norm_clip may help."
+            )
+        count = f", on {numbers['count']:,.0f} images" if "count" in numbers else ""
+        shown = [
+            f"loss {value:.4f}"
+            if key == "loss"
+            else f"{key.replace('top', 'top-').replace('shot', '-shot')} {value:.2%}"
+            for key, value in numbers.items()
+            if key != "count"
+        ]
+        logger.info("step %d  %s: %s%s", step, name, ", ".join(shown), count)
+        self._writer.write(step, {f"{name}/{k}": v for k, v in numbers.items()})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Flushes, and does not count what happens inside as training time.
+
+        Raises:
+          NonFiniteError: from the flush.
+        """
+        self.flush()
+        with self._progress.paused():
+            yield
+
+    def close(self) -> None:
+        """Clears the progress bar and closes the files."""
+        self._progress.close()
+        self._writer.close()
 
 
 class MetricsWriter:
     """Writes numbers by step to metrics.jsonl and to TensorBoard's event files.
 
-    What a run that goes on at `start_step` wrote until then stays as it is, and no row
-    of that step is written twice; rows of later steps, which it will write again, are
-    dropped.
+    A run that continues from `start_step` keeps the rows up to that step, and writes
+    none of that step twice. It drops the rows of later steps: it writes them again.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
@@ -67,31 +153,31 @@ class MetricsWriter:
         if not enabled:  # another process writes
             return
         path = workdir / "metrics.jsonl"
-        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+        text = path.read_text("utf-8") if path.exists() else ""
+        rows = text.splitlines(keepends=True)
         kept = [row for row in rows if _step_of(row) <= start_step]
         last = [json.loads(row) for row in kept if _step_of(row) == start_step]
         self._known = {name for row in last for name in row}
         if kept != rows:
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            partial.replace(path)
+            with replace_when_whole(path) as partial:
+                partial.write_text("".join(kept), "utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row; names are like "train/loss"."""
+        """Adds one row, of names such as "train/loss"."""
         if not self._enabled:
             return
         if step == self._start_step and self._known.issuperset(values):
-            return  # of an evaluation made once more
+            return  # this evaluation was made before
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Closes the files."""
         if not self._enabled:
             return
         self._file.close()
@@ -106,7 +192,7 @@ def _step_of(row: str) -> float:
 
 
 class Progress:
-    """Speed and time left: a bar on a terminal, a line now and then elsewhere."""
+    """Speed and time left: as a bar on a terminal, as lines in other outputs."""
 
     def __init__(self, start_step: int, total_steps: int, batch: int, console: bool):
         self._total_steps, self._batch = total_steps, batch

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 def mixup(
     rng: jax.Array, images: jax.Array, labels: jax.Array, p: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each example with the one before it, all of a batch in one proportion λ.
+    """Mixes each example with the one before it, in one proportion λ for the batch.
 
-    λ is drawn from Beta(p, p) once, and replaced by max(λ, 1 - λ): an example stays the
-    larger part of what it becomes.
+    λ is drawn from Beta(p, p), and replaced by max(λ, 1 - λ), so that each example is
+    the larger part of its mixture.
 
     Args:
-      rng: a key; on several hosts the same on each, for the batch is one.
+      rng: a key, the same in all processes.
       images: [batch, ...], floating point.
       labels: [batch, num_classes], probabilities.
-      p: of the Beta distribution, above 0; the larger, the more is mixed.
+      p: of the Beta distribution, above 0. A larger p mixes more.
 
     Returns:
       λ x + (1 - λ) roll(x, 1) of both, in their types.

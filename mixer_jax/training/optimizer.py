@@ -1,15 +1,32 @@
 """Learning-rate schedules and optimizers, from Optax."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-DECAY_TYPES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("sgd", "adam")
+T = TypeVar("T")
+
+# The learning rate after the warm-up, from base_lr, linear_end and the share of the
+# steps that are done, 0 to 1.
+DECAYS: dict[str, Callable[[jax.Array, float, jax.Array], jax.Array]] = {
+    "cosine": lambda lr, end, done: lr * 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+    "linear": lambda lr, end, done: end + (lr - end) * (1.0 - done),
+    "constant": lambda lr, end, done: lr,
+}
+
+# The scaling of the gradient, from optim_dtype.
+OPTIMIZERS: dict[str, Callable[[str], optax.GradientTransformation]] = {
+    "sgd": lambda dtype: optax.trace(decay=0.9, accumulator_dtype=dtype),
+    "adam": lambda dtype: optax.scale_by_adam(b1=0.9, b2=0.999, mu_dtype=dtype),
+}
+
+
+class PatternError(ValueError):
+    """An expression of lr_multipliers that decides for no parameter."""
 
 
 def create_schedule(
@@ -21,8 +38,8 @@ def create_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, counted from 0.
 
-    Linear warm-up from 0 over `warmup_steps`, multiplied with a decay that starts
-    where the warm-up ends (vit_jax, big_vision).
+    It is a linear warm-up from 0 over `warmup_steps`, times a decay that starts where
+    the warm-up ends (vit_jax, big_vision).
 
     Args:
       decay_type: "cosine" to 0, "linear" to linear_end, or "constant".
@@ -34,19 +51,12 @@ def create_schedule(
     Raises:
       ValueError: decay_type is none of these.
     """
-    if decay_type not in DECAY_TYPES:
-        raise ValueError(
-            f"decay_type is {decay_type!r}; expected one of {', '.join(DECAY_TYPES)}."
-        )
+    decay = _choose("decay_type", decay_type, DECAYS)
 
     def schedule(step: jax.Array) -> jax.Array:
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        progress = jnp.clip(progress, 0.0, 1.0)
-        lr = jnp.asarray(base_lr, jnp.float32)
-        if decay_type == "cosine":
-            lr = lr * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        elif decay_type == "linear":
-            lr = linear_end + (lr - linear_end) * (1.0 - progress)
+        done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        done = jnp.clip(done, 0.0, 1.0)
+        lr = decay(jnp.asarray(base_lr, jnp.float32), linear_end, done)
         return lr * jnp.minimum(1.0, step / warmup_steps) if warmup_steps else lr
 
     return schedule
@@ -72,24 +82,17 @@ def create_optimizer(
       weight_decay: of kernels, decoupled: a step subtracts
         learning rate * weight_decay * kernel. big_vision's figure is this one times
         its base learning rate.
-      lr_multipliers: pairs of a regular expression and a factor. A parameter whose
-        whole name, such as "MixerBlock_0/LayerNorm_0/scale", the expression matches
-        takes the learning rate times that of the first such pair. Factor 0 freezes:
-        such parameters have no optimizer state, and do not count in the gradient's
-        norm.
+      lr_multipliers: pairs of a regular expression and a factor. The first expression
+        that matches the whole name of a parameter, such as
+        "MixerBlock_0/LayerNorm_0/scale", gives the factor of its learning rate. A
+        factor of 0 freezes parameters: they have no optimizer state, and do not count
+        in the gradient's norm.
 
     Raises:
-      ValueError: there is no optimizer of that name; or, from its init, an expression
-        matches no parameter.
+      ValueError: there is no optimizer of that name.
+      PatternError: from the optimizer's init, an expression matches no parameter.
     """
-    if name == "sgd":
-        scale = optax.trace(decay=0.9, accumulator_dtype=optim_dtype)
-    elif name == "adam":
-        scale = optax.scale_by_adam(b1=0.9, b2=0.999, mu_dtype=optim_dtype)
-    else:
-        raise ValueError(
-            f"optimizer is {name!r}; expected one of {', '.join(OPTIMIZERS)}."
-        )
+    scale = _choose("optimizer", name, OPTIMIZERS)(optim_dtype)
     clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip else None
     decay = (
         optax.add_decayed_weights(weight_decay, _is_kernel) if weight_decay else None
@@ -118,8 +121,14 @@ def create_optimizer(
     )
 
 
+def _choose(key: str, name: str, choices: Mapping[str, T]) -> T:
+    if name not in choices:
+        raise ValueError(f"{key} is {name!r}; expected one of {', '.join(choices)}.")
+    return choices[name]
+
+
 def _match(lr_multipliers: Sequence[tuple[str, float]], params: Any) -> Any:
-    """The tree of each parameter's factor."""
+    """Returns the factor of each parameter, as a tree."""
     unused = {pattern for pattern, _ in lr_multipliers}
 
     def factor(path: Any, param: Any) -> float:
@@ -133,9 +142,10 @@ def _match(lr_multipliers: Sequence[tuple[str, float]], params: Any) -> Any:
 
     tree = jax.tree_util.tree_map_with_path(factor, params)
     if unused:
-        raise ValueError(
+        raise PatternError(
             f"lr_multipliers: {', '.join(sorted(unused))} decides for no parameter. "
-            "Names are such as 'head/kernel'; the first pattern that matches decides."
+            "An expression must match a whole name, such as 'head/kernel', and only "
+            "the first one that matches a name counts."
         )
     return tree
 

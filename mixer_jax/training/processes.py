@@ -1,32 +1,29 @@
-"""Several processes that make one run: starting them, and taking turns.
+"""The processes of a run: connected at the start, in turn, and asked to stop.
 
 With one process for each host (TPU) or device (GPU under SLURM), jax.distributed
 connects them; from then on jax.devices() are the devices of all.
 """
 
-import importlib.util
+import contextlib
 import ipaddress
+import logging
 import os
 import pathlib
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-
-# What a launcher sets for each process that it starts, and from which JAX reads the
-# rest: SLURM's srun, and Open MPI's mpirun.
-LAUNCHERS = (
-    {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
-     "SLURM_LOCALID"},
-    {"OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
-)  # fmt: skip
-
 
 # How long a process that failed waits for the others before they are ended too.
 SHUTDOWN_SECS = 30
@@ -39,6 +36,16 @@ class ProcessError(RuntimeError):
     """The processes of a run cannot be connected, or another one failed."""
 
 
+class RunStopped(Exception):  # noqa: N818 - it is no error
+    """A signal asked the run to stop, and its state has been saved."""
+
+    def __init__(self, step: int, total_steps: int, workdir: pathlib.Path):
+        super().__init__(
+            f"Stopped at step {step} of {total_steps}. The same command continues from "
+            f"there, in {workdir}."
+        )
+
+
 def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -47,8 +54,9 @@ def initialize(
     """Connects the processes of a run. Call it before any other use of JAX.
 
     What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. Without any of them, TPU hosts and what srun or mpirun started are
-    recognised; anything else is a run of one process, for which nothing is done.
+    JAX_PROCESS_ID. Without any of them JAX looks for a cluster: TPU hosts, Kubernetes
+    jobs, and what srun or mpirun started. Where it finds none, this is a run of one
+    process.
 
     Args:
       coordinator: host:port of process 0, on which it listens; if the host is this
@@ -57,8 +65,8 @@ def initialize(
       process_id: of this one, from 0.
 
     Raises:
-      ProcessError: only some of the three are known, or they contradict each
-        other.
+      ProcessError: only some of the three are known, they contradict each other, or
+        the others cannot be reached.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is None:
@@ -67,14 +75,13 @@ def initialize(
         process_id = _int_from_environment("JAX_PROCESS_ID")
     given = [coordinator, num_processes, process_id]
     if all(x is None for x in given):
-        if _has_launcher() or _is_tpu_host():
-            _initialize_as_launched()
+        _initialize_in_cluster()
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise ProcessError(
             f"Got coordinator {coordinator}, num_processes {num_processes} and "
-            f"process_id {process_id}. Give all three, or none to have TPU hosts, srun "
-            "and mpirun recognised."
+            f"process_id {process_id}. Give all three; or none, and JAX recognises TPU "
+            "hosts, srun and mpirun."
         )
     if not 0 <= process_id < num_processes:
         raise ProcessError(
@@ -88,7 +95,7 @@ def initialize(
             "10.0.0.2:8476, or localhost:8476."
         )
     print(
-        f"process  {process_id} of {num_processes}, meeting the others at "
+        f"process  {process_id} of {num_processes}, connecting to the others at "
         f"{coordinator}",
         flush=True,
     )
@@ -97,7 +104,7 @@ def initialize(
         num_processes,
         process_id,
         coordinator_bind_address=coordinator if _is_loopback(host) else None,
-        # Given all this, what a launcher says about devices is not asked.
+        # The flags are enough; a launcher's choice of devices is not asked for.
         cluster_detection_method="deactivate",
         shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
@@ -106,9 +113,9 @@ def initialize(
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ProcessError in all processes if one does not see process 0's `folder`.
 
-    A checkpoint of which each process wrote its part into a folder of its own could
-    never be read. Call it early: it is the processes' first meeting, to which none may
-    come late, as they may to those that follow.
+    Each process writes its part of a checkpoint, and in separate folders those parts
+    are useless. Call it early: JAX gives processes less time to arrive at their first
+    meeting, which this is, than at later ones.
     """
     if jax.process_count() == 1:
         return
@@ -131,22 +138,23 @@ def check_shared(folder: pathlib.Path) -> None:
         )
 
 
-def first_process_first(fn: Callable[[], T]) -> T:
-    """Returns fn(), called in process 0 and, once that is done, in the others.
+def first_process_first(fn: Callable[..., T], *args: Any) -> T:
+    """Returns fn(*args), called in process 0 first, and then in the others.
 
-    So process 0 alone downloads and prepares what they share; where hosts share no
-    disk, each does so for itself.
+    So only process 0 downloads and prepares what they share. Hosts that share no disk
+    each do it for themselves.
 
     Raises:
       ProcessError: another process raised something; there, that is raised.
     """
     if jax.process_count() == 1:
-        return fn()
+        return fn(*args)
     result, error = None, None
-    for turn_of_first in (True, False):
-        if turn_of_first == (jax.process_index() == 0):
+    is_first = jax.process_index() == 0
+    for my_turn in (is_first, not is_first):
+        if my_turn:
             try:
-                result = fn()
+                result = fn(*args)
             except Exception as caught:  # raised below, once the others know
                 error = caught
         failed = multihost_utils.process_allgather(np.int32(error is not None))
@@ -154,7 +162,7 @@ def first_process_first(fn: Callable[[], T]) -> T:
             raise error
         if failed.any():
             raise ProcessError(
-                f"Process {np.flatnonzero(failed)[0]} failed; its message says why."
+                f"Process {np.flatnonzero(failed)[0]} failed; see its message."
             )
     return result  # type: ignore[return-value]
 
@@ -168,27 +176,26 @@ def _int_from_environment(name: str) -> int | None:
     return int(value)
 
 
-def _initialize_as_launched() -> None:
+def _initialize_in_cluster() -> None:
+    """Connects the processes of a cluster that JAX recognises, if there is one."""
+    if jax.config.jax_platforms == "cpu":  # type: ignore[attr-defined]
+        # A program on the CPU of a TPU host is alone: JAX sets this on hosts without
+        # TPUs, and then does not ask for the other hosts.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
-        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECS)
-    except (OSError, RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():
+            # In a Kubernetes pod JAX advises to install the package kubernetes.
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECS)
+    except ValueError as error:  # JAX has no other word for "no cluster found"
+        if "coordinator_address should be defined" not in str(error):
+            logger.warning("This is a run of one process. JAX says: %s", error)
+    except Exception as error:  # of any kind: it asks several services
         raise ProcessError(
-            f"This looks like one of several hosts, but how to reach the others cannot "
-            f"be found out: {error}\nTo run on this one alone: --coordinator "
-            "localhost:8476 --num_processes 1 --process_id 0."
+            f"This looks like one of several hosts, but the others cannot be reached: "
+            f"{error}\nTo run on this one alone: --coordinator localhost:8476 "
+            "--num_processes 1 --process_id 0."
         ) from error
-
-
-def _has_launcher() -> bool:
-    return any(names <= os.environ.keys() for names in LAUNCHERS)
-
-
-def _is_tpu_host() -> bool:
-    dev = pathlib.Path("/dev")
-    has_chips = any([*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")])
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    wanted = not platforms or "tpu" in platforms
-    return has_chips and wanted and importlib.util.find_spec("libtpu") is not None
 
 
 def _is_loopback(host: str) -> bool:
@@ -196,3 +203,37 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name
         return host == "localhost"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
+
+    Several processes must stop at the same step, and so learn of it through Orbax
+    instead (`Checkpoints.reached_preemption`).
+
+    Yields:
+      A function that returns whether the run is asked to stop.
+    """
+    requested = threading.Event()
+
+    def request(number: int, frame: Any) -> None:
+        del frame
+        if requested.is_set():
+            raise KeyboardInterrupt("Ended at once, without saving.")
+        requested.set()
+        logger.info(
+            "%s: stopping after this step. Once more to stop at once, without saving.",
+            signal.Signals(number).name,
+        )
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if jax.process_count() > 1 or not in_main_thread:
+        yield lambda: False
+        return
+    old = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield requested.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Where batches and state live: one mesh of all devices, axes "data" and "fsdp".
 
-Every device computes on its own rows of a batch. Over "fsdp" the large parameters and
-their optimizer state are split too; with fsdp=1 they are replicated. XLA derives the
+Each device computes on some rows of a batch. The large parameters and their optimizer
+state are split over "fsdp"; with fsdp=1 they are replicated. XLA derives the
 communication.
 """
 
@@ -18,7 +18,7 @@ MIN_SPLIT_SIZE = 2**16
 
 
 def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh ("data", "fsdp"), laid along the wires as far as JAX can.
+    """Returns a mesh ("data", "fsdp") that follows the devices' connections if it can.
 
     Args:
       fsdp: devices that share one copy of the state.
@@ -32,7 +32,7 @@ def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
         raise ValueError(
             f"mesh.fsdp is {fsdp}, which does not divide the {count} devices."
         )
-    # With the last argument an axis may be part of one on the wire: fsdp=2 of 4 x 4.
+    # The last argument allows an axis that is a part of a physical one: 2 of 4 x 4.
     grid = mesh_utils.create_device_mesh(
         (count // fsdp, fsdp), devices, allow_split_physical_axes=True
     )
@@ -40,7 +40,7 @@ def create_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of an array of which every device holds a whole copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -52,8 +52,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """Returns shardings for a tree of arrays or their shapes.
 
-    Arrays of at least MIN_SPLIT_SIZE elements are split over "fsdp" along their longest
-    axis that it divides; all others are replicated.
+    Arrays of at least MIN_SPLIT_SIZE elements are split over "fsdp", along the longest
+    axis that it divides. All others are replicated.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -70,9 +70,9 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     """Returns XLA's options for a training step on `mesh`.
 
-    Left alone, XLA for TPU gathers a split parameter piece by piece, in a loop of small
-    products that passes the activations through memory each time: H/14's blocks moved
-    over twice the bytes, and more, for it counts a loop's body once.
+    By default XLA for TPU gathers a split parameter piece by piece, in a loop of small
+    products. Each of them reads the activations from memory again: the blocks of H/14
+    then moved more than twice the bytes.
     """
     if mesh.shape["fsdp"] == 1 or mesh.devices.flat[0].platform != "tpu":
         return None
@@ -82,7 +82,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Returns which rows of a batch are this process's, in ascending order.
 
-    On a pod its devices need not be neighbours in the mesh, nor its rows in the batch.
+    On a pod these need not be consecutive, as the mesh follows the connections.
     """
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     parts = {index[0].indices(batch_size) for index in places.values() if index}

@@ -47,8 +47,8 @@ def init_state(
       tx: the optimizer.
       rng: key of the parameters' initial values.
       image_shape: (height, width, channels).
-      head_bias_init: initial value of the head's bias. With the sigmoid loss about
-        -log(number of classes), so that all classes start out improbable (big_vision).
+      head_bias_init: initial value of the head's bias. For the sigmoid loss about
+        -log(number of classes), so that every class starts improbable (big_vision).
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     params = model.init(rng, images, train=False)["params"]
@@ -96,8 +96,8 @@ def make_train_step(
       tx: the optimizer.
       schedule: tx's learning rate, to report it.
       loss_fn: see `mixer_jax.training.losses`.
-      accum_steps: the gradient is the mean over that many equal slices of the batch,
-        computed one after the other to save memory.
+      accum_steps: number of equal slices of the batch, computed one after the other to
+        save memory. The gradient is their mean.
       label_smoothing: see `mixer_jax.training.losses.smooth_labels`.
       mixup_p: see `mixer_jax.training.mixup`; 0 for none.
       sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
@@ -127,8 +127,8 @@ def make_train_step(
         if accum_steps == 1:
             return loss_and_grads_of_slice(params, batch, rng)
 
-        # Slice k takes rows k, k + accum_steps, … : of each device as many, so that no
-        # row changes device.
+        # Slice k takes rows k, k + accum_steps, …: equally many of each device, so that
+        # no row moves to another one.
         pattern = "(rows slices) ... -> slices rows ..."
         slices = jax.tree.map(
             lambda x: rearrange(x, pattern, slices=accum_steps), batch
@@ -171,9 +171,9 @@ def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], M
 
     It maps parameters and a batch of `image`, `label` and `mask` to sums over the rows
     whose mask is 1: `top1`, `top5` (of more than five classes), `loss`, `count`.
-    Labels are classes, integer [batch], or where an image has several, 1 for each and 0
-    elsewhere, [batch, num_classes]: any of them is right, and the loss is that of their
-    uniform mixture.
+    Labels are classes, integer [batch]. Where an image may have several, they are
+    [batch, num_classes] of 1 for its classes and 0 for others: any of its classes is
+    right, and the loss is that of their uniform mixture.
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
@@ -182,14 +182,14 @@ def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], M
             {"params": params}, to_model_input(images), train=False
         )
         if labels.ndim == 1:
-            own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+            label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         else:
-            own = jnp.max(
+            label_logit = jnp.max(
                 logits, axis=-1, keepdims=True, where=labels > 0, initial=-jnp.inf
             )
             labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
         # Rank of the label's logit; ties and NaN count against the model.
-        rank = jnp.sum(~(logits < own), axis=-1)
+        rank = jnp.sum(~(logits < label_logit), axis=-1)
         sums = {"top1": jnp.sum((rank <= 1) * mask)}
         if logits.shape[-1] > 5:
             sums["top5"] = jnp.sum((rank <= 5) * mask)
@@ -219,5 +219,5 @@ def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:
 
 
 def to_model_input(images: jax.Array) -> jax.Array:
-    """Scales uint8 images to [-1, 1]; float32 ones already are."""
+    """Scales uint8 images to [-1, 1]; float32 images are scaled already."""
     return scale(images) if images.dtype == jnp.uint8 else images

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from mixer_jax.run import config as run_config
 from mixer_jax.run import trainer
-from mixer_jax.run import workdir as workdirs
 from mixer_jax.training import processes
 
 from ..examples import write_folder
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def start(workdir, config, devices, *args):
     """Starts train.py with the config's values, on CPU devices."""
-    flat = workdirs._flatten(json.loads(config.to_json()))
+    flat = run_config.flatten(json.loads(config.to_json()))
     values = [f"--config.{k}={v}" for k, v in flat.items() if v is not None]
     values = [v.replace("[", "(").replace("]", ")") for v in values]
     return subprocess.Popen(
@@ -49,9 +49,9 @@ def free_address():
 def start_two(workdir, config, second_config=None):
     address = free_address()
     return [
-        start(workdir, own, 4, f"--coordinator={address}",
+        start(workdir, each, 4, f"--coordinator={address}",
               "--num_processes=2", f"--process_id={i}")
-        for i, own in enumerate([config, second_config or config])
+        for i, each in enumerate([config, second_config or config])
     ]  # fmt: skip
 
 
@@ -252,8 +252,6 @@ def test_environment_names_the_processes(monkeypatch):
     calls = []
     record = lambda *args, **kwargs: calls.append((args, kwargs))
     monkeypatch.setattr(jax.distributed, "initialize", record)
-    processes.initialize()
-    assert not calls  # one process needs nothing
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.2:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
@@ -264,11 +262,66 @@ def test_environment_names_the_processes(monkeypatch):
     assert calls[1][1]["coordinator_bind_address"] == "localhost:8476"
 
 
-def test_srun_is_recognised(monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: calls.append(1))
-    for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
-        assert not calls
-        monkeypatch.setenv(f"SLURM_{name}", "1")
+IN_CLUSTER = """
+import os, sys
+from mixer_jax.training import processes
+os.environ.update(zip(sys.argv[1::2], sys.argv[2::2]))
+processes.initialize()
+import jax
+index, count = jax.process_index(), jax.process_count()
+print(f"{index} of {count}, {jax.distributed.is_initialized()}")
+"""
+
+
+def start_in_cluster(environment):
+    """Starts a process that finds out by itself whether it is one of several."""
+    return subprocess.Popen(
+        [sys.executable, "-c", IN_CLUSTER, *(x for kv in environment for x in kv)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def slurm(process, processes):
+    port = free_address().rpartition(":")[2]
+    names = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
+    values = ("1", "localhost", str(processes), str(process), str(process))
+    variables = [(f"SLURM_{k}", v) for k, v in zip(names, values, strict=True)]
+    return [*variables, ("JAX_COORDINATOR_PORT", port)]
+
+
+def test_processes_that_srun_started_find_each_other():
+    variables = slurm(0, 2)
+    others = [(k, "1" if k in ("SLURM_PROCID", "SLURM_LOCALID") else v)
+              for k, v in variables]  # fmt: skip
+    outputs = finish(start_in_cluster(variables), start_in_cluster(others), timeout=60)
+    for i, output in enumerate(outputs):
+        assert f"{i} of 2, True" in output
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        [],
+        [("SLURM_JOB_ID", "1"), ("SLURM_NTASKS", "4")],  # a shell that salloc opened
+        [("KUBERNETES_SERVICE_HOST", "10.0.0.1")],  # any pod
+    ],
+)
+def test_one_process_alone_waits_for_nobody(environment):
+    (output,) = finish(start_in_cluster(environment), timeout=60)
+    assert output == "0 of 1, False\n"
+
+
+def test_a_shell_that_srun_opened_is_a_run_of_one_process():
+    (output,) = finish(start_in_cluster(slurm(0, 1)), timeout=60)
+    assert "0 of 1, True" in output
+
+
+def test_hosts_that_cannot_be_reached_get_a_message(monkeypatch):
+    def initialize(**kwargs):
+        raise KeyError("OMPI_COMM_WORLD_SIZE")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(processes.ProcessError, match="To run on this one alone"):
         processes.initialize()
-    assert calls == [1]

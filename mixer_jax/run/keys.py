@@ -1,0 +1,183 @@
+"""The keys of a config, and the values that each may have."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mixer_jax.blocks import REMAT_POLICIES
+from mixer_jax.data.permute import PERMUTATIONS
+from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
+from mixer_jax.training.losses import LOSSES
+from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The values that a key of a config may have.
+
+    Attributes:
+      expected: describes them, after the words "expected".
+      include: whether a value is one of them; takes a value of any type.
+    """
+
+    expected: str
+    include: Callable[[Any], bool]
+
+    def or_none(self) -> "Values":
+        """Returns these values, and None."""
+        expected = f"{self.expected}, or None"
+        return Values(expected, lambda x: x is None or self.include(x))
+
+
+def _is_whole(x: Any, low: float = -math.inf) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= low
+
+
+def _is_number(x: Any, low: float = -math.inf) -> bool:
+    number = isinstance(x, int | float) and not isinstance(x, bool)
+    return number and math.isfinite(x) and x >= low
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str) and x not in ("", "None")  # None, as a flag has it
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, tuple | list) and len(x) == 2
+
+
+def _is_range(x: Any, high: float) -> bool:
+    return _is_pair(x) and all(map(_is_number, x)) and 0 < x[0] <= x[1] <= high
+
+
+def _is_multiplier(x: Any) -> bool:
+    if not (_is_pair(x) and isinstance(x[0], str) and _is_number(x[1], 0)):
+        return False
+    try:
+        re.compile(x[0])
+    except re.error:
+        return False
+    return True
+
+
+def _whole(low: int) -> Values:
+    return Values(f"a whole number, at least {low}", lambda x: _is_whole(x, low))
+
+
+def _number(low: float) -> Values:
+    return Values(f"a number, at least {low}", lambda x: _is_number(x, low))
+
+
+def _one_of(*choices: Any) -> Values:
+    return Values(f"one of {', '.join(map(str, choices))}", lambda x: x in choices)
+
+
+BOOL = Values("True or False", lambda x: isinstance(x, bool))
+PROBABILITY = Values(
+    "a number, at least 0 and below 1", lambda x: _is_number(x, 0) and x < 1
+)
+TEXT = Values("a text that is not empty", _is_text)
+FOLDER = Values("a folder", _is_text).or_none()
+SPLIT = Values("a split, such as train or train[:98%]", _is_text)
+
+# Every key of a config, and the values that it may have. What a key means stands in
+# configs/common.py. A field that a fork adds to the model, model.*, needs no row.
+KEYS = {
+    "pretrained_dir": Values(
+        "a folder of npz files or the name of a published one. To start from scratch: "
+        "--config.pretrained_dir=''",
+        lambda x: x in (None, "") or _is_text(x),
+    ),
+    "dataset": TEXT,
+    "tfds_data_dir": FOLDER,
+    "tfds_manual_dir": FOLDER,
+    "pp.train": SPLIT.or_none(),
+    "pp.test": SPLIT.or_none(),
+    "pp.crop": _whole(1),
+    "pp.resize": _whole(1),
+    "pp.evaluation": _one_of(*EVALUATIONS),
+    "pp.area_range": Values(
+        "two numbers, the smaller one first, above 0 and at most 1",
+        lambda x: _is_range(x, 1),
+    ),
+    "pp.aspect_range": Values(
+        "two numbers, the smaller one first, above 0", lambda x: _is_range(x, math.inf)
+    ),
+    "pp.flip": BOOL,
+    "pp.transfer": _one_of(*TRANSFERS),
+    "pp.randaugment": Values(
+        "(layers, magnitude), a whole number and a number, both at least 0",
+        lambda x: _is_pair(x) and _is_whole(x[0], 0) and _is_number(x[1], 0),
+    ),
+    "pp.permute": _one_of(None, "", *PERMUTATIONS),
+    "seed": Values(
+        "a whole number from 0 to 2**32 - 1", lambda x: _is_whole(x, 0) and x < 2**32
+    ),
+    "total_steps": _whole(0),
+    "total_epochs": _number(0),
+    "total_examples": _whole(0),
+    "batch": _whole(1),
+    "accum_steps": _whole(1),
+    "batch_eval": _whole(1),
+    "prefetch": _whole(1),
+    "loss": _one_of(*LOSSES),
+    "label_smoothing": PROBABILITY,
+    "mixup_p": _number(0),
+    "head_bias_init": Values("a number", _is_number),
+    "optimizer": _one_of(*OPTIMIZERS),
+    "optim_dtype": _one_of("float32", "bfloat16"),
+    "grad_norm_clip": Values(
+        "a number above 0", lambda x: _is_number(x, 0) and x > 0
+    ).or_none(),
+    "weight_decay": _number(0),
+    "base_lr": _number(0),
+    "warmup_steps": _whole(0),
+    "warmup_epochs": _number(0),
+    "warmup_examples": _whole(0),
+    "decay_type": _one_of(*DECAYS),
+    "linear_end": _number(0),
+    "lr_multipliers": Values(
+        "pairs (regular expression, factor), with factors of at least 0",
+        lambda x: isinstance(x, tuple | list) and all(map(_is_multiplier, x)),
+    ),
+    "sam_rho": _number(0),
+    "eval_every": _whole(1),
+    "checkpoint_every": _whole(1),
+    "keep_checkpoints": _whole(1),
+    "progress_every": _whole(1),
+    "profile_steps": _whole(0),
+    "mesh.fsdp": _whole(1),
+    "evals.*.type": _one_of("classification", "fewshot"),
+    "evals.*.dataset": TEXT.or_none(),
+    "evals.*.split": SPLIT,
+    "evals.*.label_key": TEXT.or_none(),
+    "evals.*.evaluation": _one_of(None, *EVALUATIONS),
+    "evals.*.resize": _whole(0),
+    "evals.*.every": _whole(0),
+    "evals.*.train_split": SPLIT,
+    "evals.*.shots": Values(
+        "whole numbers, each at least 1",
+        lambda x: (
+            isinstance(x, tuple | list)
+            and len(x) > 0
+            and all(_is_whole(n, 1) for n in x)
+        ),
+    ),
+    "model.model_name": TEXT,
+    "model.patches.size": Values(
+        "two whole numbers, each at least 1, such as (16, 16)",
+        lambda x: _is_pair(x) and all(_is_whole(n, 1) for n in x),
+    ),
+    "model.num_blocks": _whole(1),
+    "model.hidden_dim": _whole(1),
+    "model.tokens_mlp_dim": _whole(1),
+    "model.channels_mlp_dim": _whole(1),
+    "model.stoch_depth": PROBABILITY,
+    "model.dropout_rate": PROBABILITY,
+    "model.dtype": _one_of(None, "float32", "bfloat16"),
+    "model.remat": _one_of(None, *REMAT_POLICIES),
+    "model.scan_blocks": BOOL,
+    "model.gelu": _one_of("tanh", "erf"),
+}

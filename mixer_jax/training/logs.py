@@ -1,0 +1,98 @@
+"""Messages of a run: on the console, and with more detail in <workdir>/train.log."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+from tqdm import tqdm
+
+from mixer_jax.training.processes import RunStopped
+
+PROGRESS = logging.DEBUG  # lines that a progress bar makes superfluous
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = (
+            f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        )
+        try:
+            tqdm.write(prefix + self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # such as a closed pipe to `head`: the run continues
+            _discard_output()
+
+
+def _discard_output() -> None:
+    """Sends what is printed from now on to nowhere."""
+    stdout, stderr = sys.stdout.fileno(), sys.stderr.fileno()
+    null = os.open(os.devnull, os.O_WRONLY)
+    if os.path.sameopenfile(stdout, stderr):  # 2>&1
+        os.dup2(null, stderr)
+    os.dup2(null, stdout)
+    os.close(null)
+
+
+@contextlib.contextmanager
+def logging_to(workdir: pathlib.Path) -> Iterator[None]:
+    """Sends messages and Python's warnings to <workdir>/train.log and to the console.
+
+    An error that ends the run is written to train.log with its traceback, and gets a
+    note that says so. It is raised again: the caller shows it on the console.
+
+    Of several processes the first one writes train.log. The others print warnings only.
+    """
+    is_main = jax.process_index() == 0
+    console = _ConsoleHandler()
+    console.setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
+    handlers: list[logging.Handler] = [console]
+    if is_main:
+        file = logging.FileHandler(workdir / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    else:
+        console.setLevel(logging.WARNING)
+    loggers = [logging.getLogger("mixer_jax"), logging.getLogger("py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(PROGRESS)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+    loggers[0].info("workdir  %s", workdir)
+    try:
+        yield
+    except BaseException as error:
+        if is_main:
+            file.handle(record := _last_record(error))
+            if record.exc_info:
+                error.add_note(f"The traceback is in {file.baseFilename}.")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.propagate = True
+            for handler in handlers:
+                logger.removeHandler(handler)
+        for handler in handlers:
+            handler.close()
+
+
+def _last_record(error: BaseException) -> logging.LogRecord:
+    """Returns the line of train.log about what ends the run."""
+    wanted = isinstance(error, RunStopped | KeyboardInterrupt)
+    return logging.LogRecord(
+        name=__name__,
+        level=logging.INFO if wanted else logging.ERROR,
+        pathname=__file__,
+        lineno=0,
+        msg="%s: %s",
+        args=(type(error).__name__, error),
+        exc_info=None if wanted else (type(error), error, error.__traceback__),
+    )

@@ -1,0 +1,63 @@
+"""What the log of a run has, and what the console shows."""
+
+import logging
+import warnings
+
+import pytest
+
+from mixer_jax.training.logs import logging_to
+from mixer_jax.training.processes import RunStopped
+
+logger = logging.getLogger("mixer_jax.somewhere")
+
+
+def run(workdir, error=None):
+    """A run that logs a line, and ends with an error."""
+    with logging_to(workdir):
+        logger.info("a line")
+        if error is not None:
+            raise error
+    return (workdir / "train.log").read_text()
+
+
+def test_messages_are_in_the_log_and_on_the_console(tmp_path, capsys):
+    log = run(tmp_path)
+    assert capsys.readouterr().out == f"workdir  {tmp_path}\na line\n"
+    assert log.endswith(" INFO a line\n")
+    logger.info("a line after the run")
+    assert (tmp_path / "train.log").read_text() == log
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, MemoryError])
+def test_an_error_is_in_the_log_with_its_traceback(tmp_path, capsys, kind):
+    error = kind("No space left on device")
+    with pytest.raises(kind) as caught:
+        run(tmp_path, error)
+    assert caught.value is error
+    log = (tmp_path / "train.log").read_text()
+    assert f"ERROR {kind.__name__}: No space left on device\nTraceback (most" in log
+    assert "raise error\n" in log
+    assert "No space" not in capsys.readouterr().out  # the caller shows it
+    assert error.__notes__ == [f"The traceback is in {tmp_path / 'train.log'}."]
+
+
+def test_a_stop_is_no_error(tmp_path):
+    for error in (RunStopped(7, 12, tmp_path), KeyboardInterrupt("Ended at once.")):
+        with pytest.raises(type(error)):
+            run(tmp_path, error)
+    log = (tmp_path / "train.log").read_text()
+    assert "INFO RunStopped: Stopped at step 7 of 12. The same command" in log
+    assert "INFO KeyboardInterrupt: Ended at once." in log
+    assert "Traceback" not in log
+
+
+def test_pythons_warnings_are_in_the_log_and_on_the_console(tmp_path, capsys):
+    shown = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with logging_to(tmp_path):
+            warnings.warn("these images are odd", stacklevel=1)
+    log = (tmp_path / "train.log").read_text()
+    assert "UserWarning: these images are odd" in log
+    assert "warning: " in capsys.readouterr().out
+    assert warnings.showwarning is shown
