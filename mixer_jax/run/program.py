@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import LOSSES, Config, ConfigError, for_platform
+from mixer_jax.run.model import build_model
 from mixer_jax.training import sharding
 from mixer_jax.training.optimizer import create_optimizer, create_schedule
 from mixer_jax.training.processes import first_process_first
@@ -22,7 +23,6 @@ from mixer_jax.training.step import (
     make_feature_step,
     make_train_step,
 )
-from mixer_jax.variants import Patches
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     """
     platform = mesh.devices.flat[0].platform
     fields = for_platform(config, platform).model.to_dict()
-    patches = Patches(tuple(fields.pop("patches")["size"]))
-    model = MlpMixer(patches=patches, num_classes=num_classes, **fields)
+    model = build_model(fields, num_classes)
     schedule = create_schedule(
         config.decay_type,
         config.base_lr,
@@ -132,7 +131,11 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
 
 
 def initial_state(config: Config, program: Program, rng: jax.Array) -> TrainState:
-    """The state before the first step: from scratch, or with a file's parameters."""
+    """Returns the state before the first step, with a file's parameters if configured.
+
+    Raises:
+      OSError, CheckpointError: as `find_checkpoint` and `load_pretrained`.
+    """
     state = program.init(rng)
     if not config.pretrained_dir:
         return state
@@ -142,7 +145,7 @@ def initial_state(config: Config, program: Program, rng: jax.Array) -> TrainStat
     params = load_pretrained(path, state.params)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
-        if value is old:  # the head
+        if value is old:  # the head, and what the file does not have
             return old
         return jax.make_array_from_callback(
             old.shape, old.sharding, lambda index: value[index]

@@ -169,35 +169,61 @@ def make_train_step(
 def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], Metrics]:
     """Returns the function that scores one batch.
 
-    It maps parameters and a batch of `image`, `label` and `mask` to sums over the rows
-    whose mask is 1: `top1`, `top5` (of more than five classes), `loss`, `count`.
-    Labels are classes, integer [batch], or where an image has several, 1 for each and 0
-    elsewhere, [batch, num_classes]: any of them is right, and the loss is that of their
-    uniform mixture.
+    It maps parameters and a batch of `image`, `label` and `mask` to what `sum_scores`
+    returns.
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        images, labels, mask = batch["image"], batch["label"], batch["mask"]
-        logits: Any = model.apply(
-            {"params": params}, to_model_input(images), train=False
-        )
-        if labels.ndim == 1:
-            own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        else:
-            own = jnp.max(
-                logits, axis=-1, keepdims=True, where=labels > 0, initial=-jnp.inf
-            )
-            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
-        # Rank of the label's logit; ties and NaN count against the model.
-        rank = jnp.sum(~(logits < own), axis=-1)
-        sums = {"top1": jnp.sum((rank <= 1) * mask)}
-        if logits.shape[-1] > 5:
-            sums["top5"] = jnp.sum((rank <= 5) * mask)
-        sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
-        sums["count"] = jnp.sum(mask)
-        return sums
+        images = to_model_input(batch["image"])
+        logits: Any = model.apply({"params": params}, images, train=False)
+        return sum_scores(logits, batch, loss_fn)
 
     return eval_step
+
+
+def sum_scores(logits: jax.Array, batch: Batch, loss_fn: LossFn) -> Metrics:
+    """Scores the logits of a batch.
+
+    Args:
+      logits: [batch, num_classes].
+      batch: `label` and `mask` [batch]. Labels are classes, integer [batch]. If images
+        may have several, they are [batch, num_classes], 1 for each class of an image
+        and 0 elsewhere: any of these is right, and the loss is that of their uniform
+        mixture.
+      loss_fn: see `mixer_jax.training.losses`.
+
+    Returns:
+      Sums over the rows whose mask is 1: `top1`, `top5` (of more than five classes; see
+      `top_classes`), `loss`, `count`.
+    """
+    labels, mask = batch["label"], batch["mask"]
+    top = top_classes(logits, min(5, logits.shape[-1]))
+    if labels.ndim == 1:
+        is_right = top == labels[:, None]
+    else:
+        is_right = (top >= 0) & (jnp.take_along_axis(labels, top, axis=-1) > 0)
+        labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
+    sums = {"top1": jnp.sum(is_right[:, 0] * mask)}
+    if logits.shape[-1] > 5:
+        sums["top5"] = jnp.sum(jnp.any(is_right, axis=-1) * mask)
+    sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
+    sums["count"] = jnp.sum(mask)
+    return sums
+
+
+def top_classes(logits: jax.Array, k: int) -> jax.Array:
+    """Returns the k classes with the highest logits, [batch, k], the highest first.
+
+    Of equal logits the first counts as the highest, as in argmax. Every accuracy and
+    confusion matrix is computed from these classes. A row with a NaN has -1 for all, so
+    that it is never right.
+
+    Args:
+      logits: [batch, num_classes].
+      k: at most num_classes.
+    """
+    classes = jax.lax.top_k(logits, k)[1]
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), -1, classes)
 
 
 def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:
