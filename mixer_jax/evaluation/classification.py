@@ -19,9 +19,9 @@ from mixer_jax.training.step import (
     Batch,
     LossFn,
     Metrics,
+    predict_classes,
     sum_scores,
     to_model_input,
-    top_classes,
 )
 from mixer_jax.weights.layout import CheckpointError
 
@@ -72,7 +72,7 @@ class Report:
       metrics: see `evaluate`.
       labels: int [count], the classes of the examples that could be read.
       predictions: int [count], the classes with the highest logits; the first of equal
-        ones, and -1 where logits are NaN (see `mixer_jax.training.step.top_classes`).
+        ones, and -1 where logits are NaN (see `mixer_jax.training.step.rank_labels`).
       class_names: names of the classes.
     """
 
@@ -184,7 +184,7 @@ def make_report_step(
     def report_step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
         images = to_model_input(batch["image"])
         logits: Any = model.apply({"params": params}, images, train=False)
-        return sum_scores(logits, batch, loss_fn), top_classes(logits, 1)[:, 0]
+        return sum_scores(logits, batch, loss_fn), predict_classes(logits)
 
     return report_step
 

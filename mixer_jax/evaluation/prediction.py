@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import io
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from mixer_jax.data.decode import ImageError
 from mixer_jax.data.folders import IMAGE_ENDINGS
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
-from mixer_jax.training.step import to_model_input, top_classes
+from mixer_jax.training.step import to_model_input
 from mixer_jax.weights.layout import CheckpointError
 
 
@@ -114,7 +115,7 @@ def predict(
     def classify(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = to_model_input(images)
         logits: Any = model.apply({"params": params}, images, train=False)
-        classes = top_classes(logits, min(top_k, num_classes))
+        classes = jax.lax.top_k(logits, min(top_k, num_classes))[1]
         return jnp.take_along_axis(jax.nn.softmax(logits), classes, -1), classes
 
     def read(file: str) -> np.ndarray | str:
@@ -137,7 +138,7 @@ def predict(
                     yield Prediction(file, error=image)
                     continue
                 probabilities, classes = (x.tolist() for x in next(rows))
-                if classes[0] < 0:
+                if math.isnan(probabilities[0]):
                     yield Prediction(file, error="the model's logits are NaN")
                     continue
                 class_names = [names[i] for i in classes]

@@ -22,7 +22,7 @@ from mixer_jax.weights.layout import (
     infer_sizes,
     shapes_of,
 )
-from mixer_jax.weights.npz import read_params
+from mixer_jax.weights.npz import read_checkpoint
 from mixer_jax.weights.published import (
     load_checkpoint,
     published_name,
@@ -137,7 +137,7 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
     config = _read_json(workdir / "config.json")
     class_names = _read_json(workdir / "class_names.json")
     if (final := workdir / "final.npz").exists():
-        params = read_params(final)
+        params = read_checkpoint(final)
     else:
         # Orbax takes a third of a second to import, and is seldom needed.
         from mixer_jax.training.checkpointing import read_latest_params

@@ -194,36 +194,47 @@ def sum_scores(logits: jax.Array, batch: Batch, loss_fn: LossFn) -> Metrics:
 
     Returns:
       Sums over the rows whose mask is 1: `top1`, `top5` (of more than five classes; see
-      `top_classes`), `loss`, `count`.
+      `rank_labels`), `loss`, `count`.
     """
     labels, mask = batch["label"], batch["mask"]
-    top = top_classes(logits, min(5, logits.shape[-1]))
     if labels.ndim == 1:
-        is_right = top == labels[:, None]
+        rank = rank_labels(logits, labels)
     else:
-        is_right = (top >= 0) & (jnp.take_along_axis(labels, top, axis=-1) > 0)
+        likeliest = jnp.argmax(jnp.where(labels > 0, logits, -jnp.inf), axis=-1)
+        likeliest = jnp.where(jnp.any(labels > 0, axis=-1), likeliest, -1)
+        rank = rank_labels(logits, likeliest)
         labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
-    sums = {"top1": jnp.sum(is_right[:, 0] * mask)}
+    sums = {"top1": jnp.sum((rank < 1) * mask)}
     if logits.shape[-1] > 5:
-        sums["top5"] = jnp.sum(jnp.any(is_right, axis=-1) * mask)
+        sums["top5"] = jnp.sum((rank < 5) * mask)
     sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
     sums["count"] = jnp.sum(mask)
     return sums
 
 
-def top_classes(logits: jax.Array, k: int) -> jax.Array:
-    """Returns the k classes with the highest logits, [batch, k], the highest first.
+def rank_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns how many classes come before each label, int [batch].
 
-    Of equal logits the first counts as the highest, as in argmax. Every accuracy and
-    confusion matrix is computed from these classes. A row with a NaN has -1 for all, so
-    that it is never right.
+    Classes come in the order of their logits, the highest first; of equal logits the
+    first, as in argmax. An image with a NaN among its logits is never right: all
+    classes come before its label. `predict_classes` follows the same rule.
 
     Args:
       logits: [batch, num_classes].
-      k: at most num_classes.
+      labels: integer [batch]; -1 for none, before which all classes come.
     """
-    classes = jax.lax.top_k(logits, k)[1]
-    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), -1, classes)
+    # No top_k here: XLA would gather the logits of all devices on each.
+    logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    is_earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
+    is_before = (logits > logit) | ((logits == logit) & is_earlier)
+    is_wrong = jnp.any(jnp.isnan(logits), axis=-1) | (labels < 0)
+    return jnp.where(is_wrong, logits.shape[-1], jnp.sum(is_before, axis=-1))
+
+
+def predict_classes(logits: jax.Array) -> jax.Array:
+    """Returns the class that comes first, int [batch]; -1 where a logit is NaN."""
+    is_nan = jnp.any(jnp.isnan(logits), axis=-1)
+    return jnp.where(is_nan, -1, jnp.argmax(logits, axis=-1))
 
 
 def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:

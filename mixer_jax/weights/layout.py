@@ -103,27 +103,15 @@ def sizes_of_model(model: MlpMixer, image_size: tuple[int, int]) -> MixerSizes:
     return MixerSizes(variant, math.prod(grid), model.num_classes or None)
 
 
-def infer_model(params: Mapping[str, Any]) -> MixerSizes:
-    """Returns the sizes of the Mixer that `params` belong to.
+def infer_model(params: Mapping[str, Any], where: str = "The parameters") -> MixerSizes:
+    """Returns the sizes of the Mixer that `params` belong to, a nested dict of arrays.
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      CheckpointError: as `check_mixer`.
-    """
-    return check_mixer(shapes_of(params), "The parameters")
-
-
-def check_mixer(shapes: Shapes, where: str) -> MixerSizes:
-    """Returns the sizes that flat shapes imply, once they are those of such a model.
-
-    Args:
-      shapes: of all parameters.
-      where: how the message of an error begins: the file that they are from.
-
-    Raises:
       CheckpointError: a key is missing, unknown, or of another shape than a model of
-        these sizes has.
+        these sizes has. It begins with `where`, the file that `params` are from.
     """
+    shapes = shapes_of(params)
     sizes = infer_sizes(shapes, where)
     check_shapes(
         shapes,

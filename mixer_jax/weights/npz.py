@@ -28,18 +28,6 @@ _OLDER_KEYS = {
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a bare file: `read_params`, and a check that it holds a whole Mixer.
-
-    Raises:
-      FileNotFoundError, IsADirectoryError, CheckpointError: as read_params.
-      CheckpointError: the file does not hold the parameters of a Mixer of some size.
-    """
-    params = read_params(path)
-    layout.check_mixer(layout.shapes_of(params), str(path))
-    return params
-
-
-def read_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the parameters in an npz file, of any model, without ever unpickling.
 
     Args:
@@ -57,7 +45,7 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
-    """Reads and checks the whole file as read_params does, one array at a time."""
+    """Reads and checks the whole file as read_checkpoint does, one array at a time."""
     return {key: array.shape for key, array in _read_arrays(pathlib.Path(path))}
 
 
@@ -148,15 +136,18 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """Says why the sizes of a file and a model differ, if they can be inferred."""
+    """Says what the file holds, and why the model differs, if that can be inferred."""
+    found_shapes, shapes = (
+        {key: tuple(x.shape) for key, x in flat.items()} for flat in (file, model)
+    )
     try:
-        found, wanted = (
-            layout.infer_sizes({key: tuple(x.shape) for key, x in flat.items()}, "")
-            for flat in (file, model)
-        )
-    except layout.CheckpointError:  # one is no Mixer, or changed too much to tell
-        what = layout.looks_like(file)
-        return f"It looks like {what}." if what else "These keys do not go together:"
+        found = layout.infer_sizes(found_shapes, "The file")
+    except layout.CheckpointError as error:  # of another program, or a changed model
+        return str(error)
+    try:
+        wanted = layout.infer_sizes(shapes, "The model")
+    except layout.CheckpointError:  # a changed model
+        return f"The file holds a {found}."
     why = f"The file holds a {found}; the model is a {wanted}."
     same_patches = found.variant.patches == wanted.variant.patches
     if found.num_tokens != wanted.num_tokens and same_patches:

@@ -65,7 +65,7 @@ PUBLISHED = {
 
 
 def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the parameters of a published checkpoint, or of an npz file.
+    """Reads the parameters of a published checkpoint, or of a Mixer in an npz file.
 
     Args:
       name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
@@ -77,9 +77,8 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
       OSError: as `resolve`, where there is no such file or it cannot be fetched.
       CheckpointError: the file is not a sound Mixer, or not the one that was named.
     """
-    path = resolve(name_or_path)
-    params = npz.read_checkpoint(path)
-    _check_contents(name_or_path, path, layout.shapes_of(params))
+    path, params = _read(name_or_path)
+    layout.infer_model(params, str(path))
     return params
 
 
@@ -88,9 +87,9 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Returns new parameters to fine-tune: those of the file, but for the head.
 
-    The head always comes from `init_params`, whatever the file's looks like
-    (vit_jax's rule); a new head starts at zero. The model may have parameters of its
-    own, and may lack some of the file's: see `mixer_jax.weights.npz.merge_pretrained`.
+    The head always comes from `init_params`, whatever the file has (vit_jax's rule); a
+    new head starts at zero. The model may have more or fewer parameters than the file:
+    see `mixer_jax.weights.npz.merge_pretrained`.
 
     Args:
       name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
@@ -98,18 +97,23 @@ def load_pretrained(
         taken from the file only shapes are read, so jax.ShapeDtypeStruct will do there.
 
     Returns:
-      The tree of `init_params`: numpy arrays from the file; the head, and what only the
-      model has, as given.
+      The tree of `init_params`: numpy arrays from the file, the rest as given.
 
     Raises:
       OSError: as `resolve`, where there is no such file or it cannot be fetched.
       CheckpointError: the file is not sound, or does not fit the model; every key at
         fault is named with the shapes found and expected.
     """
-    path = resolve(name_or_path)
-    params = npz.read_params(path)
-    _check_contents(name_or_path, path, layout.shapes_of(params))
+    path, params = _read(name_or_path)
     return npz.merge_pretrained(init_params, params, str(path))
+
+
+def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str, Any]]:
+    path = resolve(name_or_path)
+    params = npz.read_checkpoint(path)
+    if name := published_name(os.fspath(name_or_path)):
+        _check_published(layout.shapes_of(params), PUBLISHED[name], path)
+    return path, params
 
 
 def find_checkpoint(
@@ -183,7 +187,7 @@ def is_cached(name: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text with URLs without what they hold of passwords and signatures."""
+    """Returns a text without the passwords and queries of the URLs in it."""
     text = re.sub(r"(?<=//)[^/@\s]+@", "", text)
     return re.sub(r"(?<=\w)\?[^\s'\")]+", "?...", text)
 
@@ -224,11 +228,10 @@ def _fetch(
     url: str, path: pathlib.Path, published: PublishedFile | None
 ) -> pathlib.Path:
     """Returns `path`, with the file at `url` in it only if that is whole and right."""
-    if path.is_file() and (
-        published is None or path.stat().st_size == published.num_bytes
-    ):
+    num_bytes = published.num_bytes if published else None
+    if path.is_file() and num_bytes in (None, path.stat().st_size):
         return path
-    size = f" of {published.num_bytes:,} bytes" if published else ""
+    size = f" of {num_bytes:,} bytes" if num_bytes else ""
     shown = without_secrets(url)
     try:
         with replace_when_whole(path) as partial, contextlib.ExitStack() as stack:
@@ -259,14 +262,6 @@ def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None
     shapes = npz.read_shapes(path)
     if published:
         _check_published(shapes, published, path)
-
-
-def _check_contents(
-    name_or_path: str | os.PathLike[str], path: pathlib.Path, shapes: layout.Shapes
-) -> None:
-    """Checks what was read from `path`, if it was asked for by a published name."""
-    if name := published_name(os.fspath(name_or_path)):
-        _check_published(shapes, PUBLISHED[name], path)
 
 
 def _check_published(

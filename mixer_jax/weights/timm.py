@@ -71,8 +71,9 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
             theirs, ours = _AXES.get(array.ndim, _SAME_AXES)
             array = rearrange(array, f"{theirs} -> {ours}")
             params[key] = np.ascontiguousarray(array)
-    layout.check_mixer({key: x.shape for key, x in params.items()}, str(path))
-    return layout.unflatten(params)
+    nested = layout.unflatten(params)
+    layout.infer_model(nested, str(path))
+    return nested
 
 
 def timm_gelu(path: str | os.PathLike[str]) -> str:

@@ -13,8 +13,9 @@ from mixer_jax.training.step import (
     make_eval_step,
     make_feature_step,
     make_train_step,
+    predict_classes,
+    rank_labels,
     sum_scores,
-    top_classes,
 )
 from mixer_jax.variants import Patches
 
@@ -195,7 +196,25 @@ def test_an_image_with_a_nan_among_its_logits_is_never_right(labels):
     batch = {"label": labels, "mask": jnp.ones(2)}
     sums = sum_scores(logits, batch, losses.softmax_cross_entropy)
     assert (sums["top1"], sums["top5"], sums["count"]) == (1, 1, 2)
-    np.testing.assert_array_equal(top_classes(logits, 2), [[6, 0], [-1, -1]])
+    np.testing.assert_array_equal(predict_classes(logits), [6, -1])
+
+
+def test_labels_are_ranked_as_a_stable_sort_ranks_them():
+    """Few levels, so that many logits are equal; and the first is what argmax gives."""
+    logits = np.random.default_rng(0).integers(0, 3, (200, 7)).astype(np.float32)
+    labels = np.arange(200) % 7
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    expected = np.argmax(order == labels[:, None], axis=-1)
+    rank = rank_labels(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_array_equal(rank, expected)
+    first = np.asarray(predict_classes(jnp.asarray(logits))) == labels
+    np.testing.assert_array_equal(rank == 0, first)
+
+
+def test_an_image_without_a_label_is_never_right():
+    batch = {"label": jnp.zeros((1, 7)), "mask": jnp.ones(1)}
+    sums = sum_scores(jnp.zeros((1, 7)), batch, losses.softmax_cross_entropy)
+    assert (sums["top1"], sums["top5"]) == (0, 0)
 
 
 def one_step(golden, batch=None, **kwargs):
