@@ -29,7 +29,7 @@ from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import FileError, replace_when_whole
 from mixer_jax.run.loading import LoadedModel, load_model
 from mixer_jax.weights.export import ExportError, export_onnx, export_stablehlo
-from mixer_jax.weights.layout import CheckpointError, shapes_of, sizes_of_model
+from mixer_jax.weights.layout import CheckpointError, shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
@@ -59,19 +59,19 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
-    """How to read and feed a model, where its own word is not to be taken."""
+    """How to use a model, instead of what its run or file says."""
 
     class_names: str | None = None
-    """"imagenet1k", or a file with one name a line or a JSON list. Default: a run's
-    own; ImageNet-1k's for published files of 1000 classes."""
+    """"imagenet1k", or a file with one name a line or a JSON list. Default: those of
+    the run; ImageNet-1k's for published files of 1000 classes."""
     gelu: Literal["tanh", "erf"] | None = None
-    """Default: as the run or safetensors file says, "tanh" for npz files."""
+    """Default: what the run or the safetensors file says; "tanh" for npz files."""
     evaluation: Evaluation | None = None
-    """How images are cut to size. Default: as the run does;
+    """How images are brought to size. Default: as in the run;
     resize_small_then_central_crop for published files; else resize."""
     resize: int | None = None
-    """Pixels to resize to before a central crop. Default: the run's, or 256/224 of the
-    model's image size."""
+    """Pixels to resize to before a central crop. Default: as in the run, or 256/224 of
+    the model's image size."""
 
     def load(self, model: str) -> tuple[LoadedModel, EvalTransform]:
         """Loads a model and the transform of its images."""
@@ -142,7 +142,7 @@ def evaluate(
     from mixer_jax.visualize import plot_confusion_matrix
 
     if dataset is None and not pathlib.Path(model).expanduser().is_dir():
-        raise UsageError("Name a --dataset; only the workdir of a run has its own.")
+        raise UsageError("Name a --dataset; only the workdir of a run has one.")
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
     loaded, transform = flags.load(model)
@@ -275,8 +275,8 @@ def convert(
 
     Args:
       target: a file ending in .npz (the published layout) or .safetensors (timm's).
-      gelu: that the parameters go with. Default: as the run or safetensors file says,
-        "tanh" for npz files.
+      gelu: the GELU that the parameters were trained with. Default: what the run or
+        the safetensors file says; "tanh" for npz files.
     """
     if target.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
@@ -288,7 +288,7 @@ def convert(
         save_timm(target, loaded.params, gelu=gelu_of_model)
     print(f"{target}: {target.stat().st_size:,} bytes")
     if target.suffix == ".npz" and gelu_of_model == "erf":
-        print("An npz file cannot say that these parameters go with the exact GELU.")
+        print("An npz file cannot say that these parameters need the exact GELU.")
         print(
             "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
         )
@@ -469,8 +469,9 @@ def inspect(model: Model) -> None:
         shapes = sizes.shapes()
     else:
         loaded = load_model(model)
-        image_size = (loaded.transform.crop, loaded.transform.crop)
-        sizes, gelu = sizes_of_model(loaded.model, image_size), loaded.model.gelu
+        num_classes = loaded.model.num_classes or None
+        sizes = sizes_of(loaded.model, num_classes, loaded.transform.crop)
+        gelu = loaded.model.gelu
         shapes = shapes_of(loaded.params)
     counts = {key: math.prod(shape) for key, shape in shapes.items()}
     total, head = sum(counts.values()), sum(counts[k] for k in counts if is_head(k))

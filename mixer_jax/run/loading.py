@@ -120,7 +120,7 @@ def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedMod
         raise CheckpointError(
             f"{where} is for {sizes.num_tokens} tokens of {sizes.variant.patches.size} "
             "pixels, which make no square image; the transforms make square ones only. "
-            "Use mixer_jax.load_checkpoint and images of your own."
+            "Use mixer_jax.load_checkpoint, and make the images yourself."
         )
     return LoadedModel(sizes.create_model(**fields), params, EvalTransform(height))
 

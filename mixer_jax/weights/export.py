@@ -104,7 +104,7 @@ def export_onnx(
         )
     function, about = _prepare(model, params, transform, class_names, features)
     images = jax.ShapeDtypeStruct(("n", *_image_shape(transform)), jnp.uint8)
-    # The converter's own convolution relies on rank promotion.
+    # jax2onnx converts convolutions with code that relies on rank promotion.
     with _quiet(), jax.numpy_rank_promotion("allow"):
         try:
             from jax2onnx import to_onnx

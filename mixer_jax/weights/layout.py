@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mixer_jax.model import MlpMixer
-from mixer_jax.variants import Patches, Variant, count_patches, get_variant
+from mixer_jax.variants import Patches, Variant, count_patches
 from mixer_jax.weights import names
 
 Shapes = dict[str, tuple[int, ...]]
@@ -86,21 +86,13 @@ class MixerSizes:
         )
 
 
-def variant_sizes(
-    name: str, num_classes: int | None, image_size: int = 224
+def sizes_of(
+    model: Variant | MlpMixer, num_classes: int | None, image_size: int = 224
 ) -> MixerSizes:
-    """Returns the sizes of the variant `name` for square images of that many pixels."""
-    variant = get_variant(name)
-    grid = count_patches((image_size, image_size), variant.patches.size)
-    return MixerSizes(variant, math.prod(grid), num_classes)
-
-
-def sizes_of_model(model: MlpMixer, image_size: tuple[int, int]) -> MixerSizes:
-    """Returns the sizes that a model's fields state, for images of that many pixels."""
+    """Returns the sizes of a variant or a model for square images, in pixels a side."""
     fields = {x.name: getattr(model, x.name) for x in dataclasses.fields(Variant)}
-    variant = Variant(**fields)
-    grid = count_patches(image_size, variant.patches.size)
-    return MixerSizes(variant, math.prod(grid), model.num_classes or None)
+    grid = count_patches((image_size, image_size), model.patches.size)
+    return MixerSizes(Variant(**fields), math.prod(grid), num_classes)
 
 
 def infer_model(params: Mapping[str, Any], where: str = "The parameters") -> MixerSizes:
@@ -126,7 +118,7 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
     """Returns the sizes that most of the published parameters among `shapes` imply.
 
     Raises:
-      CheckpointError: there are none from which to tell a size. It begins with `where`.
+      CheckpointError: none of them says a size. The message begins with `where`.
     """
     blocks = {names.block_of(key) for key in shapes} - {None}
     if not blocks:

@@ -40,12 +40,12 @@ def in_block(key: str, i: int | str) -> str:
 
 
 def is_published(key: str) -> bool:
-    """Tells whether a published Mixer of some depth has this key."""
+    """Returns whether a published Mixer of some depth has this key."""
     return in_block(key, "*") in _TIMM
 
 
 def is_head(key: str) -> bool:
-    """Tells whether a key is the head's, which fine-tuning starts anew."""
+    """Returns whether a key is the head's, which is always new in fine-tuning."""
     return key.startswith("head/")
 
 

@@ -164,8 +164,8 @@ def check_values(array: Any, where: str) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         found = getattr(array, "dtype", type(array).__name__)
         raise layout.CheckpointError(
-            f"{where} is {found}, expected float32. Convert it knowingly: "
-            "array.astype('float32')."
+            f"{where} is {found}, expected float32. Convert it if that is "
+            "meant: array.astype('float32')."
         )
     # The sum is quick and makes no array. It may overflow, so a sum that is not finite
     # asks for a closer look.

@@ -17,7 +17,7 @@ from typing import Any
 import pooch
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.variants import VARIANTS
+from mixer_jax.variants import VARIANTS, get_variant
 from mixer_jax.weights import layout, names, npz
 from mixer_jax.weights.layout import CheckpointError, MixerSizes
 
@@ -44,7 +44,7 @@ class PublishedFile:
 def _file(
     variant: str, num_classes: int, num_bytes: int, paper_top1: float | None = None
 ) -> PublishedFile:
-    sizes = layout.variant_sizes(variant, num_classes)
+    sizes = layout.sizes_of(get_variant(variant), num_classes)
     return PublishedFile(num_bytes, sizes, paper_top1)
 
 
@@ -181,7 +181,7 @@ def cache_dir() -> pathlib.Path:
 
 
 def is_cached(name: str) -> bool:
-    """Tells whether a file of PUBLISHED is in the cache, with the right size."""
+    """Returns whether a file of PUBLISHED is in the cache, with the right size."""
     path = _cache_path(name)
     return path.is_file() and path.stat().st_size == PUBLISHED[name].num_bytes
 

@@ -57,7 +57,7 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
         wrong = [f"{x}: missing" for x in sorted(keys.keys() - dtypes.keys())]
         wrong += [f"{x}: unknown" for x in sorted(dtypes.keys() - keys.keys())]
         wrong += [
-            f"{x}: {dtype}, expected F32; convert it knowingly"
+            f"{x}: {dtype}, expected F32; convert it if that is meant"
             for x, dtype in dtypes.items()
             if dtype != "F32"
         ]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mixer_jax
-from mixer_jax.variants import Patches
+from mixer_jax.variants import Patches, get_variant
 from mixer_jax.weights import layout, npz
 
 
@@ -258,7 +258,7 @@ def test_compressed_file_loads(tiny, tmp_path, assert_same):
 
 
 def test_reading_makes_no_second_copy(tiny, tmp_path):
-    sizes = layout.variant_sizes("S/32", 1000)
+    sizes = layout.sizes_of(get_variant("S/32"), 1000)
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(sizes))
     head_only = {"kernel": zeros(512, 3), "bias": zeros(3)}
     init = jax.tree.map(
@@ -278,7 +278,7 @@ def test_variant_sizes_are_those_that_flax_initialises(name):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     init = lambda x: model.init(jax.random.key(0), x, train=False)["params"]
     params = jax.eval_shape(init, images)
-    sizes = layout.variant_sizes(name, 10)
+    sizes = layout.sizes_of(get_variant(name), 10)
     assert sizes.shapes() == layout.shapes_of(params)
     assert layout.infer_model(params) == sizes
     assert (sizes.variant.name, sizes.image_size) == (name, (224, 224))
