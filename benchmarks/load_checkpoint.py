@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 import mixer_jax
+from mixer_jax.variants import get_variant
 from mixer_jax.weights import layout
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
 
-    sizes = layout.variant_sizes(args.model, args.num_classes)
+    sizes = layout.sizes_of(get_variant(args.model), args.num_classes)
     rng = np.random.default_rng(0)
     shapes = sizes.shapes()
     params = {k: rng.standard_normal(s, "float32") for k, s in shapes.items()}

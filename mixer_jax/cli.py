@@ -31,13 +31,15 @@ from mixer_jax.files import FileError, replace_when_whole
 from mixer_jax.run.config_file import describe_error
 from mixer_jax.run.loading import LoadedModel, load_model
 from mixer_jax.weights.export import ExportError, export_onnx, export_stablehlo
-from mixer_jax.weights.layout import CheckpointError, infer_model
+from mixer_jax.weights.layout import CheckpointError, shapes_of, sizes_of
+from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
     PUBLISHED,
     cache_dir,
     is_cached,
     published_name,
+    without_secrets,
 )
 from mixer_jax.weights.timm import save_timm
 
@@ -59,19 +61,19 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
-    """How to read and feed a model, where its own word is not to be taken."""
+    """How to use a model, instead of what its run or file says."""
 
     class_names: str | None = None
-    """"imagenet1k", or a file with one name a line or a JSON list. Default: a run's
-    own; ImageNet-1k's for published files of 1000 classes."""
+    """"imagenet1k", or a file with one name a line or a JSON list. Default: those of
+    the run; ImageNet-1k's for published files of 1000 classes."""
     gelu: Literal["tanh", "erf"] | None = None
-    """Default: as the run or safetensors file says, "tanh" for npz files."""
+    """Default: what the run or the safetensors file says; "tanh" for npz files."""
     evaluation: Evaluation | None = None
-    """How images are cut to size. Default: as the run does;
+    """How images are brought to size. Default: as in the run;
     resize_small_then_central_crop for published files; else resize."""
     resize: int | None = None
-    """Pixels to resize to before a central crop. Default: the run's, or 256/224 of the
-    model's image size."""
+    """Pixels to resize to before a central crop. Default: as in the run, or 256/224 of
+    the model's image size."""
 
     def load(self, model: str) -> tuple[LoadedModel, EvalTransform]:
         """Loads a model and the transform of its images."""
@@ -142,7 +144,7 @@ def evaluate(
     from mixer_jax.visualize import plot_confusion_matrix
 
     if dataset is None and not pathlib.Path(model).expanduser().is_dir():
-        raise UsageError("Name a --dataset; only the workdir of a run has its own.")
+        raise UsageError("Name a --dataset; only the workdir of a run has one.")
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
     loaded, transform = flags.load(model)
@@ -168,7 +170,7 @@ def evaluate(
     )
     _print_report(report, f"{dataset} {split}", transform)
     if json_file:
-        about = {"model": model, "dataset": dataset, "split": split}
+        about = {"model": without_secrets(model), "dataset": dataset, "split": split}
         cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
         about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:
@@ -275,26 +277,23 @@ def convert(
 
     Args:
       target: a file ending in .npz (the published layout) or .safetensors (timm's).
-      gelu: that the parameters go with. Default: as the run or safetensors file says,
-        "tanh" for npz files.
+      gelu: the GELU that the parameters were trained with. Default: what the run or
+        the safetensors file says; "tanh" for npz files.
     """
     if target.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
     loaded = load_model(model, gelu=gelu)
-    own_gelu = loaded.model.gelu
+    gelu_of_model = loaded.model.gelu
     if target.suffix == ".npz":
         save_checkpoint(target, loaded.params)
     else:
-        save_timm(target, loaded.params, gelu=own_gelu)
+        save_timm(target, loaded.params, gelu=gelu_of_model)
     print(f"{target}: {target.stat().st_size:,} bytes")
-    if target.suffix == ".npz" and own_gelu == "erf":
-        print("An npz file cannot say that these parameters go with the exact GELU.")
+    if target.suffix == ".npz" and gelu_of_model == "erf":
+        print("An npz file cannot say that these parameters need the exact GELU.")
         print(
             "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
         )
-    if target.suffix == ".safetensors" and own_gelu == "tanh":
-        print("timm computes the exact GELU, these parameters were trained with the")
-        print("tanh approximation: its logits will differ slightly.")
 
 
 @data_app.command
@@ -457,9 +456,8 @@ def checkpoints() -> None:
         top1 = f"{file.paper_top1:.2f} %" if file.paper_top1 else "-"
         megabytes = f"{file.num_bytes / 1e6:.0f}"
         cached = "yes" if is_cached(name) else "no"
-        rows.append(
-            (name, str(sizes.variant), str(sizes.num_classes), megabytes, top1, cached)
-        )
+        variant, classes = str(sizes.variant.name), str(sizes.num_classes)
+        rows.append((name, variant, classes, megabytes, top1, cached))
     _print_table(rows, "<<>>><")
     print(
         "\nTop-1 is the paper's, Table 3: fine-tuned on ImageNet at 224 pixels after "
@@ -470,30 +468,32 @@ def checkpoints() -> None:
 
 @app.command
 def inspect(model: Model) -> None:
-    """Tells a model's sizes, and lists its parameters. Fetches no published file."""
+    """Prints a model's sizes and its parameters. Fetches no published file."""
     if name := published_name(model):
         sizes, gelu = PUBLISHED[name].sizes, "tanh"
+        shapes = sizes.shapes()
     else:
         loaded = load_model(model)
-        sizes, gelu = infer_model(loaded.params), loaded.model.gelu
-    shapes = sizes.shapes()
+        num_classes = loaded.model.num_classes or None
+        sizes = sizes_of(loaded.model, num_classes, loaded.transform.crop)
+        gelu = loaded.model.gelu
+        shapes = shapes_of(loaded.params)
     counts = {key: math.prod(shape) for key, shape in shapes.items()}
-    total = sum(counts.values())
-    head = counts.get("head/kernel", 0) + counts.get("head/bias", 0)
+    total, head = sum(counts.values()), sum(counts[k] for k in counts if is_head(k))
     classes = f"{sizes.num_classes} classes" if sizes.num_classes else "none"
     print(f"model       {sizes}, {gelu} GELU")
     print(f"parameters  {total:,}, {total - head:,} without the head")
     print(f"head        {classes}\n")
-    rows = [
-        (key, " x ".join(map(str, shape)), f"{counts[key]:,}")
+    listed = [
+        key
         for key, shape in shapes.items()
-        if not key.startswith("MixerBlock_") or key.startswith("MixerBlock_0/")
+        if not block_of(key) or shape != shapes.get(in_block(key, 0))
     ]
-    _print_table(rows, "<<>")
-    if sizes.num_blocks > 1:
-        print(
-            f"\nMixerBlock_1 to MixerBlock_{sizes.num_blocks - 1} are as MixerBlock_0."
-        )
+    shape_of = {key: " x ".join(map(str, shapes[key])) for key in listed}
+    _print_table([(key, shape_of[key], f"{counts[key]:,}") for key in listed], "<<>")
+    if last := max(block_of(key) or 0 for key in shapes):
+        others = ", but for those listed" if any(map(block_of, listed)) else ""
+        print(f"\nMixerBlock_1 to MixerBlock_{last} are as MixerBlock_0{others}.")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:

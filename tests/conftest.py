@@ -12,6 +12,7 @@ from absl import flags
 
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.run.loading import LoadedModel
+from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout
 
 from . import examples
@@ -67,7 +68,8 @@ def tfds_dir(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def loaded():
     """A small random Mixer of seven named classes that differ."""
-    sizes = layout.MixerSizes((4, 4), 2, 12, 6, 20, num_tokens=16, num_classes=7)
+    variant = Variant(Patches((4, 4)), 2, 12, 6, 20)
+    sizes = layout.MixerSizes(variant, num_tokens=16, num_classes=7)
     rng = np.random.default_rng(0)
     params = {k: rng.standard_normal(s, "float32") for k, s in sizes.shapes().items()}
     names = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

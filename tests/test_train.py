@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import mixer_jax
 from configs import common
 from mixer_jax.run import trainer
-from mixer_jax.variants import VARIANTS
+from mixer_jax.variants import VARIANTS, Patches, Variant
 
 from .examples import write_folder
 
@@ -102,7 +102,8 @@ def test_fine_tuning_on_a_folder_from_a_published_layout_file(tmp_path):
         tmp_path / "photos",
         {"train/temple": 5, "train/flower": 6, "test/temple": 3, "test/flower": 2},
     )
-    sizes = mixer_jax.weights.layout.MixerSizes((32, 32), 1, 16, 8, 16, 49, 21843)
+    variant = Variant(Patches((32, 32)), 1, 16, 8, 16)
+    sizes = mixer_jax.weights.layout.MixerSizes(variant, 49, 21843)
     model = sizes.create_model()
     import jax
     import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Accuracy and loss over every example of a split, in all and by class."""
+"""Accuracy and loss over every example of a split, of all classes and of each."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mixer_jax.data.dataset import Dataset, DatasetError, Example, Source
@@ -20,7 +19,8 @@ from mixer_jax.training.step import (
     Batch,
     LossFn,
     Metrics,
-    make_eval_step,
+    predict_classes,
+    sum_scores,
     to_model_input,
 )
 from mixer_jax.weights.layout import CheckpointError
@@ -41,7 +41,7 @@ def evaluate(
       `count`, the examples that were scored.
 
     Raises:
-      DatasetError: there was nothing to score.
+      DatasetError: there is nothing to score.
     """
     totals: Counter[str] = Counter()
     running: Metrics | None = None
@@ -66,13 +66,14 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a model made of a split.
+    """Labels and predictions of a split.
 
     Attributes:
       metrics: see `evaluate`.
       labels: int [count], the classes of the examples that could be read.
-      predictions: int [count], the classes with the highest logits.
-      class_names: what the classes are called.
+      predictions: int [count], the classes with the highest logits; the first of equal
+        ones, and -1 where logits are NaN (see `mixer_jax.training.step.rank_labels`).
+      class_names: names of the classes.
     """
 
     metrics: dict[str, float]
@@ -81,9 +82,12 @@ class Report:
     class_names: Sequence[str]
 
     def confusion_matrix(self) -> np.ndarray:
-        """Returns int [classes, classes]: examples by label and prediction."""
+        """Returns int [classes, classes]: examples by label and prediction.
+
+        Examples with NaN logits, which have no prediction, are in none of the cells.
+        """
         n = len(self.class_names)
-        cells = self.labels * n + self.predictions
+        cells = (self.labels * n + self.predictions)[self.predictions >= 0]
         return np.bincount(cells, minlength=n * n).reshape(n, n)
 
     def class_accuracies(self) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +98,7 @@ class Report:
         return np.where(counts, hits / np.maximum(counts, 1), np.nan), counts
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the metrics and, under `classes`, each class's; fit for JSON."""
+        """Returns the metrics and, in `classes`, those of each class; fit for JSON."""
         accuracies, counts = self.class_accuracies()
         rows = zip(self.class_names, accuracies.tolist(), counts.tolist(), strict=True)
         classes = [
@@ -118,25 +122,25 @@ def evaluate_dataset(
     """Scores a model on a split of a dataset, over all of this host's devices.
 
     Labels are matched to the model's classes by name, so a dataset may have fewer
-    classes or another order; of ImageNet-1k's, WordNet ids will do as names.
+    classes or another order. WordNet ids will do as names of ImageNet-1k's classes.
 
     Args:
       model: the model.
       params: its parameters.
-      transform: makes the images that it expects.
+      transform: makes the images that the model expects.
       dataset: see `mixer_jax.data.dataset.open_dataset`.
       split: such as "test" or "validation[:1000]".
-      class_names: what the model's classes are called, if that is known.
+      class_names: names of the model's classes, if they are known.
       loss_fn: see `mixer_jax.training.losses`.
       batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
-      the report.
+      The report.
 
     Raises:
       CheckpointError: the model has no head.
-      DatasetError: the split is not there, has classes that the model has not, no or
-        several labels for an image, or no image that can be read.
+      DatasetError: the split does not exist; it has classes that the model does not
+        have, no or several labels for an image, or no image that can be read.
     """
     if not model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
@@ -173,18 +177,14 @@ def evaluate_dataset(
 
 
 def make_report_step(
-    model: MlpMixer, loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
+    model: MlpMixer, loss_fn: LossFn
 ) -> Callable[[Any, Batch], tuple[Metrics, jax.Array]]:
-    """Returns make_eval_step's function, which gives predictions int [batch] as well.
-
-    To be jitted: the compiler finds that both parts compute the same logits.
-    """
-    eval_step = make_eval_step(model, loss_fn)
+    """Returns make_eval_step's function, with predictions, int [batch], as well."""
 
     def report_step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
         images = to_model_input(batch["image"])
         logits: Any = model.apply({"params": params}, images, train=False)
-        return eval_step(params, batch), jnp.argmax(logits, axis=-1)
+        return sum_scores(logits, batch, loss_fn), predict_classes(logits)
 
     return report_step
 
@@ -223,8 +223,9 @@ def _match_classes(
     unknown = [name for name in dataset_names if name not in known]
     if unknown:
         raise DatasetError(
-            f"{len(unknown)} of the dataset's {len(dataset_names)} classes are none of "
-            f"the model's {num_classes}: {', '.join(unknown[:5])}, … The model has "
-            f"{', '.join(list(names)[:5])}, … --class-names names them otherwise."
+            f"The model has no class of the same name for {len(unknown)} of the "
+            f"dataset's {len(dataset_names)} classes: {', '.join(unknown[:5])}, … The "
+            f"model has {num_classes}: {', '.join(list(names)[:5])}, … If its classes "
+            "are called otherwise, give their names with --class-names."
         )
     return names, np.array([known[name] for name in dataset_names])

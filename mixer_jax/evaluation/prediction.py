@@ -5,11 +5,13 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mixer_jax.data.dataset import Example
@@ -22,14 +24,14 @@ from mixer_jax.weights.layout import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of an image, or why it could not be read.
+    """The likeliest classes of an image, or why there are none.
 
     Attributes:
-      file: its path.
-      classes: indices, the likeliest first; empty if it could not be read.
-      names: what these classes are called.
-      probabilities: of these classes, the softmax over all.
-      error: why the file could not be read.
+      file: path of the image.
+      classes: indices, the likeliest first; empty if there is an error.
+      names: names of these classes.
+      probabilities: of these classes, the softmax over all classes.
+      error: why the file could not be read, or that its logits are NaN.
     """
 
     file: str
@@ -54,15 +56,14 @@ def predict(
     Args:
       model: the model.
       params: its parameters.
-      transform: makes the images that it expects.
+      transform: makes the images that the model expects.
       files: paths of images.
-      class_names: what the model's classes are called, if that is known.
+      class_names: names of the model's classes, if they are known.
       top_k: how many classes to name; at most all.
       batch_size: images at a time.
 
     Yields:
-      a Prediction for each file, in their order. A file that cannot be read costs the
-      others nothing.
+      A Prediction for each file, in their order, whether it can be read or not.
 
     Raises:
       CheckpointError: the model has no head.
@@ -73,16 +74,15 @@ def predict(
     names = class_names or [str(i) for i in range(num_classes)]
     params = jax.device_put(params)
 
-    batch_size = min(
-        batch_size, max(len(files), 1)
-    )  # every batch has it: one compilation
+    # Every batch has this size, so that the model is compiled once.
+    batch_size = min(batch_size, max(len(files), 1))
 
     @jax.jit
     def classify(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits: Any = model.apply(
-            {"params": params}, to_model_input(images), train=False
-        )
-        return jax.lax.top_k(jax.nn.softmax(logits), min(top_k, num_classes))
+        images = to_model_input(images)
+        logits: Any = model.apply({"params": params}, images, train=False)
+        classes = jax.lax.top_k(logits, min(top_k, num_classes))[1]
+        return jnp.take_along_axis(jax.nn.softmax(logits), classes, -1), classes
 
     def read(file: str) -> np.ndarray | str:
         try:
@@ -103,17 +103,16 @@ def predict(
                 if isinstance(image, str):
                     yield Prediction(file, error=image)
                     continue
-                probabilities, classes = next(rows)
-                yield Prediction(
-                    file,
-                    classes.tolist(),
-                    [names[i] for i in classes],
-                    probabilities.tolist(),
-                )
+                probabilities, classes = (x.tolist() for x in next(rows))
+                if math.isnan(probabilities[0]):
+                    yield Prediction(file, error="the model's logits are NaN")
+                    continue
+                class_names = [names[i] for i in classes]
+                yield Prediction(file, classes, class_names, probabilities)
 
 
 def format_predictions(predictions: Iterable[Prediction], form: str) -> str:
-    """Writes predictions out, those of unreadable files in JSON only.
+    """Formats predictions as a text. Those with an error are in JSON only.
 
     Args:
       predictions: see `predict`.

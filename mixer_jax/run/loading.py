@@ -13,12 +13,21 @@ from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
-from mixer_jax.run.config import LOSSES
+from mixer_jax.run.config import LOSSES, ConfigError
+from mixer_jax.run.model import build_model
 from mixer_jax.training.step import LossFn
-from mixer_jax.variants import Patches
-from mixer_jax.weights.layout import CheckpointError, infer_model
+from mixer_jax.weights.layout import (
+    CheckpointError,
+    check_params,
+    infer_sizes,
+    shapes_of,
+)
 from mixer_jax.weights.npz import read_checkpoint
-from mixer_jax.weights.published import load_checkpoint, published_name
+from mixer_jax.weights.published import (
+    load_checkpoint,
+    published_name,
+    without_secrets,
+)
 from mixer_jax.weights.timm import load_timm, timm_gelu
 
 
@@ -28,10 +37,10 @@ class LoadedModel:
 
     Attributes:
       model: the Mixer.
-      params: its parameters, the published tree of float32 numpy arrays.
-      transform: makes the images that it expects out of any others.
-      class_names: what its logits stand for; None where nothing tells.
-      config: the run's config.json; None where there was no run.
+      params: its parameters, a nested dict of float32 numpy arrays.
+      transform: makes the images that the model expects out of any image.
+      class_names: what the logits stand for; None if that is not known.
+      config: the config.json of the run; None if the model is from a bare file.
     """
 
     model: MlpMixer
@@ -42,7 +51,7 @@ class LoadedModel:
 
     @property
     def loss_fn(self) -> LossFn:
-        """The run's loss, softmax cross-entropy where there was no run."""
+        """The run's loss; softmax cross-entropy for a bare file."""
         return LOSSES[(self.config or {}).get("loss", "softmax")]
 
 
@@ -55,23 +64,25 @@ def load_model(
     """Loads a model with all that is known of its use.
 
     Args:
-      name_or_path: the workdir of a run, of which final.npz is taken, or before that is
-        there the newest checkpoint; a timm file ending in .safetensors; else what
+      name_or_path: the workdir of a run, of which final.npz is read, or before that
+        exists the newest checkpoint; a timm file ending in .safetensors; else what
         `mixer_jax.load_checkpoint` takes, a published name or an npz file.
-      gelu: "tanh" or "erf", where the source's own word on it is not to be taken. An
-        npz file says nothing, and counts as "tanh".
+      gelu: "tanh" or "erf", to be used instead of what the run or the timm file says.
+        An npz file says nothing, and counts as "tanh".
       class_names: "imagenet1k", or a file with one name a line or a JSON list of them,
-        instead of the source's own. A run has those of its dataset, a published file of
-        1000 classes those of ImageNet-1k, and other files none.
+        to be used instead of the source's. A run has those of its dataset, a published
+        file of 1000 classes those of ImageNet-1k, and other files none.
 
     Returns:
-      The model. Its transform is the run's; for a published file the short side to 256
-      pixels and a central crop (the paper's second); else a plain resize.
+      The model. For a run it is the one that its config.json describes, with the run's
+      transform. For a file its sizes are inferred; the transform of a published file is
+      the short side to 256 pixels and a central crop (the paper's second), that of any
+      other file a plain resize.
 
     Raises:
       OSError: there is no such file, or it cannot be fetched.
-      CheckpointError: what is there is not a sound Mixer for square images, or has
-        another number of classes than there are names.
+      CheckpointError: the parameters are damaged or of another model; the file is not
+        for square images; or there are more or fewer names than classes.
     """
     text = os.fspath(name_or_path)
     path = pathlib.Path(text).expanduser()
@@ -80,7 +91,7 @@ def load_model(
     elif path.suffix == ".safetensors":
         loaded = _from_params(load_timm(path), text, gelu=timm_gelu(path))
     else:
-        loaded = _from_params(load_checkpoint(text), text)
+        loaded = _from_params(load_checkpoint(text), without_secrets(text))
         if name := published_name(text):
             size = loaded.transform.crop
             transform = EvalTransform(size, "resize_small_then_central_crop", 256)
@@ -96,60 +107,61 @@ def load_model(
     names, num_classes = loaded.class_names, loaded.model.num_classes
     if names is not None and len(names) != num_classes:
         raise CheckpointError(
-            f"{text} has {num_classes or 'no'} classes, but "
+            f"{without_secrets(text)} has {num_classes or 'no'} classes, but "
             f"{class_names or 'class_names.json'} names {len(names)}."
         )
     return loaded
 
 
 def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedModel:
-    sizes = infer_model(params)
+    sizes = infer_sizes(shapes_of(params), where)
     height, width = sizes.image_size or (0, 1)
     if height != width:
         raise CheckpointError(
-            f"{where} is for {sizes.num_tokens} tokens of {sizes.patch_size} pixels, "
-            "which make no square image; the transforms make square ones only. Use "
-            "mixer_jax.load_checkpoint and images of your own."
+            f"{where} is for {sizes.num_tokens} tokens of {sizes.variant.patches.size} "
+            "pixels, which make no square image; the transforms make square ones only. "
+            "Use mixer_jax.load_checkpoint, and make the images yourself."
         )
     return LoadedModel(sizes.create_model(**fields), params, EvalTransform(height))
 
 
 def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
-    if not (workdir / "config.json").exists():
-        files = [x.name for x in workdir.iterdir() if x.suffix in (".npz", ".json")]
-        raise CheckpointError(
-            f"{workdir} is a folder without a config.json, and so not the workdir of a "
-            f"run. Name a workdir or a file. In it: {', '.join(sorted(files)) or '-'}"
-        )
+    for name in ("config.json", "class_names.json"):
+        if not (workdir / name).exists():
+            files = [x.name for x in workdir.iterdir() if x.suffix in (".npz", ".json")]
+            raise CheckpointError(
+                f"{workdir} is a folder without a {name}, and so not the workdir of a "
+                "run. Name a workdir or a file. In it: "
+                f"{', '.join(sorted(files)) or '-'}"
+            )
     config = _read_json(workdir / "config.json")
-    final, names = workdir / "final.npz", workdir / "class_names.json"
-    if final.exists():
+    class_names = _read_json(workdir / "class_names.json")
+    if (final := workdir / "final.npz").exists():
         params = read_checkpoint(final)
     else:
         # Orbax takes a third of a second to import, and is seldom needed.
         from mixer_jax.training.checkpointing import read_latest_params
 
         params = read_latest_params(workdir)
-    fields, pp = dict(config["model"]), config["pp"]
-    patch_size = tuple(fields["patches"]["size"])
-    if fields["dtype"] is None:  # as in training: what the devices are fast at
-        fields["dtype"] = "bfloat16" if jax.default_backend() == "tpu" else "float32"
-    fields |= {"remat": "none", "scan_blocks": False}  # these are for training
-    fields |= {"patches": Patches(patch_size)}
-    num_classes = infer_model(params).num_classes
-    return LoadedModel(
-        MlpMixer(num_classes=num_classes, **fields),
-        params,
-        EvalTransform(
-            pp["crop"],
-            pp["evaluation"],
-            pp["resize"],
-            pp["transfer"],
-            create_permute(pp.get("permute"), patch_size),
-        ),
-        _read_json(names) if names.exists() else None,
-        config,
+    try:
+        model = build_model(config["model"], len(class_names))
+    except ConfigError as error:
+        raise CheckpointError(f"{workdir / 'config.json'}: {error}") from error
+    if model.dtype is None:  # as in training: what the devices are fast at
+        is_tpu = jax.default_backend() == "tpu"
+        model = model.clone(dtype="bfloat16" if is_tpu else "float32")
+    model = model.clone(remat="none", scan_blocks=False)  # these are for training
+    pp = config["pp"]
+    image_shape = (pp["crop"], pp["crop"], 3)
+    check_params(params, model, image_shape, f"{workdir} does not fit its config.json")
+    transform = EvalTransform(
+        pp["crop"],
+        pp["evaluation"],
+        pp["resize"],
+        pp["transfer"],
+        create_permute(pp.get("permute"), model.patches.size),
     )
+    return LoadedModel(model, params, transform, class_names, config)
 
 
 def _read_names(class_names: str) -> list[str]:

@@ -18,6 +18,7 @@ from mixer_jax.run.config import (
     check_devices,
     for_platform,
 )
+from mixer_jax.run.model import build_model
 from mixer_jax.training import sharding
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import (
@@ -34,7 +35,6 @@ from mixer_jax.training.step import (
     make_feature_step,
     make_train_step,
 )
-from mixer_jax.variants import Patches
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,7 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
     """
     platform = mesh.devices.flat[0].platform
     fields = for_platform(config, platform).model.to_dict()
-    patches = Patches(tuple(fields.pop("patches")["size"]))
-    try:
-        model = MlpMixer(patches=patches, num_classes=num_classes, **fields)
-    except TypeError as error:
-        raise ConfigError(
-            f"config.model does not fit mixer_jax.model.MlpMixer: {error}"
-        ) from error
+    model = build_model(fields, num_classes)
     schedule = create_schedule(
         config.decay_type,
         config.base_lr,
@@ -190,7 +184,7 @@ def initial_state(config: Config, program: Program) -> TrainState:
     params = load_pretrained(path, state.params)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
-        if value is old:  # the head
+        if value is old:  # the head, and what the file does not have
             return old
         return jax.make_array_from_callback(
             old.shape, old.sharding, lambda index: value[index]

@@ -169,35 +169,72 @@ def make_train_step(
 def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], Metrics]:
     """Returns the function that scores one batch.
 
-    It maps parameters and a batch of `image`, `label` and `mask` to sums over the rows
-    whose mask is 1: `top1`, `top5` (of more than five classes), `loss`, `count`.
-    Labels are classes, integer [batch]. Where an image may have several, they are
-    [batch, num_classes] of 1 for its classes and 0 for others: any of its classes is
-    right, and the loss is that of their uniform mixture.
+    It maps parameters and a batch of `image`, `label` and `mask` to what `sum_scores`
+    returns.
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        images, labels, mask = batch["image"], batch["label"], batch["mask"]
-        logits: Any = model.apply(
-            {"params": params}, to_model_input(images), train=False
-        )
-        if labels.ndim == 1:
-            label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        else:
-            label_logit = jnp.max(
-                logits, axis=-1, keepdims=True, where=labels > 0, initial=-jnp.inf
-            )
-            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
-        # Rank of the label's logit; ties and NaN count against the model.
-        rank = jnp.sum(~(logits < label_logit), axis=-1)
-        sums = {"top1": jnp.sum((rank <= 1) * mask)}
-        if logits.shape[-1] > 5:
-            sums["top5"] = jnp.sum((rank <= 5) * mask)
-        sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
-        sums["count"] = jnp.sum(mask)
-        return sums
+        images = to_model_input(batch["image"])
+        logits: Any = model.apply({"params": params}, images, train=False)
+        return sum_scores(logits, batch, loss_fn)
 
     return eval_step
+
+
+def sum_scores(logits: jax.Array, batch: Batch, loss_fn: LossFn) -> Metrics:
+    """Scores the logits of a batch.
+
+    Args:
+      logits: [batch, num_classes].
+      batch: `label` and `mask` [batch]. Labels are classes, integer [batch]. If images
+        may have several, they are [batch, num_classes], 1 for each class of an image
+        and 0 elsewhere: any of these is right, and the loss is that of their uniform
+        mixture.
+      loss_fn: see `mixer_jax.training.losses`.
+
+    Returns:
+      Sums over the rows whose mask is 1: `top1`, `top5` (of more than five classes; see
+      `rank_labels`), `loss`, `count`.
+    """
+    labels, mask = batch["label"], batch["mask"]
+    if labels.ndim == 1:
+        rank = rank_labels(logits, labels)
+    else:
+        likeliest = jnp.argmax(jnp.where(labels > 0, logits, -jnp.inf), axis=-1)
+        likeliest = jnp.where(jnp.any(labels > 0, axis=-1), likeliest, -1)
+        rank = rank_labels(logits, likeliest)
+        labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
+    sums = {"top1": jnp.sum((rank < 1) * mask)}
+    if logits.shape[-1] > 5:
+        sums["top5"] = jnp.sum((rank < 5) * mask)
+    sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)
+    sums["count"] = jnp.sum(mask)
+    return sums
+
+
+def rank_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns how many classes come before each label, int [batch].
+
+    Classes come in the order of their logits, the highest first; of equal logits the
+    first, as in argmax. An image with a NaN among its logits is never right: all
+    classes come before its label. `predict_classes` follows the same rule.
+
+    Args:
+      logits: [batch, num_classes].
+      labels: integer [batch]; -1 for none, before which all classes come.
+    """
+    # No top_k here: XLA would gather the logits of all devices on each.
+    logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    is_earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
+    is_before = (logits > logit) | ((logits == logit) & is_earlier)
+    is_wrong = jnp.any(jnp.isnan(logits), axis=-1) | (labels < 0)
+    return jnp.where(is_wrong, logits.shape[-1], jnp.sum(is_before, axis=-1))
+
+
+def predict_classes(logits: jax.Array) -> jax.Array:
+    """Returns the class that comes first, int [batch]; -1 where a logit is NaN."""
+    is_nan = jnp.any(jnp.isnan(logits), axis=-1)
+    return jnp.where(is_nan, -1, jnp.argmax(logits, axis=-1))
 
 
 def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:

@@ -2,7 +2,7 @@
 
 Both take uint8 images [n, height, width, 3] for any n, hold the parameters, and scale
 the pixels themselves. A JSON file beside each says how to make such images out of any
-others, and what the outputs stand for.
+image, and what the outputs stand for.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from jax import export
 from mixer_jax.data.preprocess import EvalTransform, scale
 from mixer_jax.files import replace_when_whole
 from mixer_jax.model import MlpMixer
+from mixer_jax.weights.layout import check_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -29,7 +30,7 @@ _ONNX_LIMIT_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 
 
 class ExportError(ValueError):
-    """A model that cannot be written in the format wanted."""
+    """A model that cannot be written in this format."""
 
 
 def export_stablehlo(
@@ -56,11 +57,11 @@ def export_stablehlo(
 
     Raises:
       ExportError: `transform` permutes pixels.
-      CheckpointError: `path` is a URL.
-      ValueError: the parameters are not for the model, or for another image size.
+      CheckpointError: the parameters are of another model, or for images of another
+        size.
+      FileError: `path` is a URL.
     """
-    about = _describe(model, transform, class_names, features)
-    function = _forward(model, params, features)
+    function, about = _prepare(model, params, transform, class_names, features)
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *_image_shape(transform)), jnp.uint8)
     exported = export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -81,10 +82,9 @@ def export_onnx(
     The output is called `logits`, or `pre_logits` with features.
 
     Raises:
-      ExportError: as above, the extra `onnx` is not installed, or the model is over
-        2 GiB.
-      CheckpointError: `path` is a URL.
-      ValueError: the parameters are not for the model, or for another image size.
+      ExportError: as above; the extra `onnx` is not installed; the model is larger
+        than 2 GiB.
+      CheckpointError, FileError: as above.
     """
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
     if num_bytes > _ONNX_LIMIT_BYTES:
@@ -92,10 +92,9 @@ def export_onnx(
             f"{path}: not written. The parameters have {num_bytes:,} bytes and an ONNX "
             f"file at most {_ONNX_LIMIT_BYTES:,}. Export to StableHLO."
         )
-    function = _forward(model, params, features)
-    about = _describe(model, transform, class_names, features)
+    function, about = _prepare(model, params, transform, class_names, features)
     images = jax.ShapeDtypeStruct(("n", *_image_shape(transform)), jnp.uint8)
-    # The converter's own convolution relies on rank promotion.
+    # jax2onnx converts convolutions with code that relies on rank promotion.
     with _quiet(), jax.numpy_rank_promotion("allow"):
         try:
             from jax2onnx import to_onnx
@@ -114,44 +113,41 @@ def export_onnx(
     _write(path, proto.SerializeToString(), {"format": "onnx"} | about)
 
 
-def _forward(
-    model: MlpMixer, params: Mapping[str, Any], features: bool
-) -> Callable[[jax.Array], jax.Array]:
-    if features:
-        model = model.clone(num_classes=None)
-        params = {key: value for key, value in params.items() if key != "head"}
-
-    def forward(images: jax.Array) -> Any:
-        return model.apply({"params": params}, scale(images), train=False)
-
-    return forward
-
-
 def _image_shape(transform: EvalTransform) -> tuple[int, int, int]:
     return transform.crop, transform.crop, 3
 
 
-def _describe(
+def _prepare(
     model: MlpMixer,
+    params: Mapping[str, Any],
     transform: EvalTransform,
     class_names: Sequence[str] | None,
     features: bool,
-) -> dict[str, Any]:
-    """What the JSON file says."""
+) -> tuple[Callable[[jax.Array], jax.Array], dict[str, Any]]:
+    """Returns the function to export, and what the JSON file says of it."""
     if transform.permute:
         raise ExportError(
             "The run permuted its images' pixels (pp.permute), which an exported model "
             "cannot ask of its users."
         )
-    is_logits = bool(model.num_classes) and not features
-    width = model.num_classes if is_logits else model.hidden_dim
-    return {
+    image_shape = _image_shape(transform)
+    check_params(params, model, image_shape, "The parameters cannot be exported")
+    if features:
+        model = model.clone(num_classes=None)  # it leaves the head's parameters alone
+
+    def forward(images: jax.Array) -> Any:
+        return model.apply({"params": params}, scale(images), train=False)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    width = jax.eval_shape(forward, images).shape[-1]
+    is_logits = bool(model.num_classes)
+    return forward, {
         "model": model.model_name or "Mixer",
         "gelu": model.gelu,
         "input": {
             "name": "images",
             "dtype": "uint8",
-            "shape": ["n", *_image_shape(transform)],
+            "shape": ["n", *image_shape],
             "channels": "RGB",
         },
         "output": {
@@ -174,7 +170,7 @@ def _describe(
 def _write(
     path: str | os.PathLike[str], content: bytes | bytearray, about: dict[str, Any]
 ) -> None:
-    """Writes both files, the model last: where that is, its description is too."""
+    """Writes both files, the model last: a model always has its description."""
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     with replace_when_whole(f"{os.fspath(path)}.json") as partial:
         partial.write_text(text, encoding="utf-8")
@@ -184,7 +180,7 @@ def _write(
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Hides what jax2onnx prints, logs and warns of: its own workings."""
+    """Hides what jax2onnx prints, logs and warns of, which is about itself."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,23 +1,27 @@
-"""The published parameter tree: its keys, its shapes, and the sizes they imply.
+"""Trees of parameters: their shapes, and the sizes of the Mixer that they belong to.
 
-A tree is written flat here, with its keys joined by "/": "stem/kernel".
+A tree is written flat here, with its keys joined by "/": "stem/kernel". Shapes come
+from the model, and so follow it when it is changed. Only a bare file, which comes
+without a config, has its sizes inferred from the shapes of the published parameters.
 """
 
 import dataclasses
 import math
-import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from mixer_jax.model import MlpMixer
-from mixer_jax.variants import Patches, Variant, get_variant
+from mixer_jax.variants import Patches, Variant, count_patches
+from mixer_jax.weights import names
 
 Shapes = dict[str, tuple[int, ...]]
 
-# How the files of other programs begin, for an error that says what a file is.
+# How the keys of other programs' files begin, for an error that says what a file is.
 _OTHER_FILES = {
     "Transformer/": "a Vision Transformer",
     "params/": "a whole state: take the tree below 'params'",
@@ -34,38 +38,19 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MixerSizes:
-    """What the shapes of a Mixer's parameters say.
+    """The sizes of a Mixer's parameters.
 
     Attributes:
-      patch_size: (height, width) of a patch in pixels.
-      num_blocks: number of Mixer blocks.
-      hidden_dim: channels C of a token.
-      tokens_mlp_dim: hidden units D_S of the token-mixing MLPs.
-      channels_mlp_dim: hidden units D_C of the channel-mixing MLPs.
+      variant: the sizes that do not depend on images and classes.
       num_tokens: patches S of an image.
       num_classes: classes of the head, None without one.
       image_channels: channels of an image.
     """
 
-    patch_size: tuple[int, int]
-    num_blocks: int
-    hidden_dim: int
-    tokens_mlp_dim: int
-    channels_mlp_dim: int
+    variant: Variant
     num_tokens: int
     num_classes: int | None
     image_channels: int = 3
-
-    @property
-    def variant(self) -> str | None:
-        """The variant that has these sizes, such as "B/16", at any resolution."""
-        return Variant(
-            Patches(self.patch_size),
-            self.num_blocks,
-            self.hidden_dim,
-            self.tokens_mlp_dim,
-            self.channels_mlp_dim,
-        ).name
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -73,93 +58,71 @@ class MixerSizes:
         side = math.isqrt(self.num_tokens)
         if side * side != self.num_tokens:
             return None
-        return side * self.patch_size[0], side * self.patch_size[1]
-
-    def shapes(self) -> Shapes:
-        """The shape of every parameter by its key, as Flax initialises them."""
-
-        def norm(name: str) -> Shapes:
-            return {f"{name}/{x}": (self.hidden_dim,) for x in ("scale", "bias")}
-
-        def dense(name: str, *shape: int) -> Shapes:
-            return {f"{name}/kernel": shape, f"{name}/bias": shape[-1:]}
-
-        tokens, channels = self.num_tokens, self.hidden_dim
-        shapes = dense("stem", *self.patch_size, self.image_channels, channels)
-        for block in (f"MixerBlock_{i}" for i in range(self.num_blocks)):
-            for i in (0, 1):
-                shapes |= norm(f"{block}/LayerNorm_{i}")
-            for mlp, width, hidden in (
-                ("token_mixing", tokens, self.tokens_mlp_dim),
-                ("channel_mixing", channels, self.channels_mlp_dim),
-            ):
-                shapes |= dense(f"{block}/{mlp}/Dense_0", width, hidden)
-                shapes |= dense(f"{block}/{mlp}/Dense_1", hidden, width)
-        shapes |= norm("pre_head_layer_norm")
-        if self.num_classes is not None:
-            shapes |= dense("head", channels, self.num_classes)
-        return shapes
+        height, width = self.variant.patches.size
+        return side * height, side * width
 
     def create_model(self, **overrides: Any) -> MlpMixer:
         """Returns the Mixer of these sizes; `overrides` are fields of MlpMixer."""
-        fields: dict[str, Any] = {
-            "patches": Patches(self.patch_size),
-            "num_classes": self.num_classes,
-            "num_blocks": self.num_blocks,
-            "hidden_dim": self.hidden_dim,
-            "tokens_mlp_dim": self.tokens_mlp_dim,
-            "channels_mlp_dim": self.channels_mlp_dim,
-            "model_name": self.variant,
-        }
-        return MlpMixer(**(fields | overrides))
+        fields = {**vars(self.variant), "model_name": self.variant.name}
+        return MlpMixer(**{"num_classes": self.num_classes, **fields, **overrides})
+
+    def shapes(self) -> Shapes:
+        """Returns the shapes of the parameters of that model."""
+        height, width = self.variant.patches.size
+        # Shapes depend on the number of tokens only, so one row of patches will do.
+        row = (height, self.num_tokens * width, self.image_channels)
+        return shapes_of_model(self.create_model(), row)
 
     def __str__(self) -> str:
         """A phrase for messages."""
+        v = self.variant
         images = "{}x{} pixels".format(*self.image_size) if self.image_size else "?"
-        patches = "{}x{}".format(*self.patch_size)
+        patches = "{}x{}".format(*v.patches.size)
         return (
-            f"Mixer {self.variant or 'of no published variant'} with "
-            f"{self.num_blocks} blocks, {self.hidden_dim} channels, token and channel "
-            f"MLPs of {self.tokens_mlp_dim} and {self.channels_mlp_dim}, "
-            f"{self.num_tokens} tokens (images of {images}, patches of {patches}) and "
-            f"{self.num_classes or 'no'} classes"
+            f"Mixer {v.name or 'of no published variant'} with {v.num_blocks} blocks, "
+            f"{v.hidden_dim} channels, token and channel MLPs of {v.tokens_mlp_dim} "
+            f"and {v.channels_mlp_dim}, {self.num_tokens} tokens (images of {images}, "
+            f"patches of {patches}) and {self.num_classes or 'no'} classes"
         )
 
 
-def variant_sizes(
-    name: str, num_classes: int | None, image_size: int = 224
+def sizes_of(
+    model: Variant | MlpMixer, num_classes: int | None, image_size: int = 224
 ) -> MixerSizes:
-    """Returns the sizes of the variant `name`, for square images of `image_size` px."""
-    v = get_variant(name)
-    return MixerSizes(
-        v.patches.size,
-        v.num_blocks,
-        v.hidden_dim,
-        v.tokens_mlp_dim,
-        v.channels_mlp_dim,
-        num_tokens=(image_size // v.patches.size[0]) ** 2,
-        num_classes=num_classes,
-    )
+    """Returns the sizes of a variant or a model for square images, in pixels a side."""
+    fields = {x.name: getattr(model, x.name) for x in dataclasses.fields(Variant)}
+    grid = count_patches((image_size, image_size), model.patches.size)
+    return MixerSizes(Variant(**fields), math.prod(grid), num_classes)
 
 
-def infer_model(params: Mapping[str, Any]) -> MixerSizes:
-    """Returns the sizes of the model that `params`, a published tree, belong to.
+def infer_model(params: Mapping[str, Any], where: str = "The parameters") -> MixerSizes:
+    """Returns the sizes of the Mixer that `params` belong to, a nested dict of arrays.
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      CheckpointError: a key is missing, unknown, or of a shape that does not fit the
-        others.
+      CheckpointError: a key is missing, unknown, or of another shape than a model of
+        these sizes has. It begins with `where`, the file that `params` are from.
     """
-    return infer_sizes(shapes_of(params), "The parameters")
+    shapes = shapes_of(params)
+    sizes = infer_sizes(shapes, where)
+    check_shapes(
+        shapes,
+        sizes.shapes(),
+        f"{where}: not the parameters of a {sizes}, as mixer_jax/model.py has it. "
+        "(Where a run changed more than sizes, give its workdir, not the file.)",
+    )
+    return sizes
 
 
-def infer_sizes(shapes: Shapes, where: str, *, more: bool = False) -> MixerSizes:
-    """Does infer_model's work on flat shapes; `where` begins the message of an error.
+def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
+    """Returns the sizes that most of the published parameters among `shapes` imply.
 
-    Each size is what most of its arrays say, so that an odd one out is named. With
-    `more`, keys that no Mixer has are let pass.
+    Raises:
+      CheckpointError: none of them says a size. The message begins with `where`.
     """
-    check_is_mixer(shapes, where)
+    blocks = {names.block_of(key) for key in shapes} - {None}
+    if not blocks:
+        raise no_mixer(shapes, where)
 
     def size(suffix: str, axis: int, rank: int = 2) -> int:
         found = [
@@ -172,51 +135,62 @@ def infer_sizes(shapes: Shapes, where: str, *, more: bool = False) -> MixerSizes
                 f"{where}: no key ends in {suffix!r} with {rank} axes, and a Mixer "
                 f"has at least one. Found {', '.join(list(shapes)[:6])}, ..."
             )
-        return statistics.mode(found)
+        return statistics.mode(found)  # so that the odd one out is named later
 
-    # Four digits: a stray number must not make a table of a billion keys.
-    blocks = [re.match(r"MixerBlock_(0|[1-9]\d{0,3})/", key) for key in shapes]
-    sizes = MixerSizes(
-        (size("stem/kernel", 0, rank=4), size("stem/kernel", 1, rank=4)),
-        1 + max(int(match[1]) for match in blocks if match),
-        size("/scale", 0, rank=1),
-        size("token_mixing/Dense_0/kernel", 1),
-        size("channel_mixing/Dense_0/kernel", 1),
-        size("token_mixing/Dense_0/kernel", 0),
+    return MixerSizes(
+        Variant(
+            Patches((size("stem/kernel", 0, rank=4), size("stem/kernel", 1, rank=4))),
+            num_blocks=1 + max(i for i in blocks if i is not None),
+            hidden_dim=size("/scale", 0, rank=1),
+            tokens_mlp_dim=size("token_mixing/Dense_0/kernel", 1),
+            channels_mlp_dim=size("channel_mixing/Dense_0/kernel", 1),
+        ),
+        num_tokens=size("token_mixing/Dense_0/kernel", 0),
         num_classes=(
-            size("head/kernel", 1)
-            if any(key.startswith("head/") for key in shapes)
-            else None
+            size("head/kernel", 1) if any(map(names.is_head, shapes)) else None
         ),
         image_channels=size("stem/kernel", 2, rank=4),
     )
-    expected = sizes.shapes()
-    if more:
-        shapes = {key: shape for key, shape in shapes.items() if key in expected}
-    check_shapes(
-        shapes,
-        expected,
-        f"{where}: not the keys and shapes of a Mixer (what a changed model adds "
-        "belongs in mixer_jax.weights.layout.MixerSizes.shapes)",
-    )
-    return sizes
 
 
-def check_is_mixer(keys: Mapping[str, Any], where: str) -> None:
-    """Raises a CheckpointError that says what `keys` look like, if not like a Mixer."""
-    if any(re.match(r"MixerBlock_(0|[1-9]\d{0,3})/", key) for key in keys):
-        return
-    looks = [
-        what
-        for start, what in _OTHER_FILES.items()
-        if any(key.startswith(start) for key in keys)
-    ]
-    raise CheckpointError(
-        f"{where}: no Mixer, which has keys such as 'MixerBlock_0/LayerNorm_0/scale'. "
-        f"Found {', '.join(list(keys)[:6]) or 'no keys at all'}"
-        f"{', ...' if len(keys) > 6 else ''}"
-        f"{f': this looks like {looks[0]}' if looks else ''}."
+def shapes_of_model(model: MlpMixer, image_shape: tuple[int, int, int]) -> Shapes:
+    """Returns the shape of each parameter of a model, flat; computes nothing.
+
+    Args:
+      model: any model.
+      image_shape: (height, width, channels) of its images.
+
+    Raises:
+      ValueError: the model does not take such images.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(
+        lambda images: model.init(jax.random.key(0), images, train=False), images
     )
+    return shapes_of(variables["params"])
+
+
+def check_params(
+    params: Mapping[str, Any],
+    model: MlpMixer,
+    image_shape: tuple[int, int, int],
+    where: str,
+) -> None:
+    """Raises a CheckpointError unless `params` are a model's, for such images.
+
+    Args:
+      params: a nested dict of arrays.
+      model: any model.
+      image_shape: (height, width, channels) of its images.
+      where: how the message of an error begins: what the parameters are from.
+    """
+    size = "{}x{}".format(*image_shape)
+    message = f"{where}: not the parameters of this model for images of {size} pixels"
+    try:
+        expected = shapes_of_model(model, image_shape)
+    except ValueError as error:  # the model says what is wrong with the images
+        raise CheckpointError(f"{message}. {error}") from error
+    check_shapes(shapes_of(params), expected, f"{message}.")
 
 
 def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
@@ -227,14 +201,34 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
         if key not in found
     ]
     lines += [
-        f"  {key}: found {shape}, expected no such key"
-        if key not in expected
-        else f"  {key}: found {shape}, expected {expected[key]}"
+        f"  {key}: found {shape}, expected {expected.get(key, 'no such key')}"
         for key, shape in found.items()
         if shape != expected.get(key)
     ]
     if lines:
-        raise CheckpointError("\n".join([f"{where}.", *lines]))
+        raise CheckpointError("\n".join([where, *lines]))
+
+
+def no_mixer(keys: Iterable[str], where: str) -> CheckpointError:
+    """Returns the error which says that `keys` are no Mixer's, and what they are."""
+    keys = list(keys)
+    found = ", ".join(keys[:6]) or "no keys at all"
+    more = ", ..." if len(keys) > 6 else ""
+    what = looks_like(keys)
+    hint = f": this looks like {what}" if what else ""
+    return CheckpointError(
+        f"{where}: no Mixer, which has keys such as 'MixerBlock_0/LayerNorm_0/scale'. "
+        f"Found {found}{more}{hint}."
+    )
+
+
+def looks_like(keys: Iterable[str]) -> str | None:
+    """Says which other program's file has such keys; None if that is not known."""
+    keys = list(keys)
+    for start, what in _OTHER_FILES.items():
+        if any(key.startswith(start) for key in keys):
+            return what
+    return None
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""Checkpoints as npz files: both published layouts are read, the newer is written."""
+"""Parameters as npz files: both published layouts are read, the newer is written."""
 
+import logging
 import os
 import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.weights import layout
+from mixer_jax.weights import layout, names
+
+logger = logging.getLogger(__name__)
 
 # Pieces of keys in the older layout, which big_vision loads too.
 _OLDER_KEYS = {
@@ -24,109 +28,133 @@ _OLDER_KEYS = {
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a Mixer's parameters from an npz file, without ever unpickling.
+    """Reads the parameters in an npz file, of any model, without ever unpickling.
 
     Args:
       path: a file in the published layout, or in the older one.
 
     Returns:
-      The published parameter tree, a nested dict of float32 numpy arrays.
+      A nested dict of float32 numpy arrays, with the keys of the published layout.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
-      CheckpointError: the file is cut off or damaged, pickled, of another dtype than
-        float32, not finite, or not a whole Mixer; the message says which and where.
+      CheckpointError: the file is cut off, damaged or of another program, or an array
+        is pickled, not float32 or not finite. The message says which and where.
     """
-    arrays = dict(_read_arrays(pathlib.Path(path)))
-    layout.infer_sizes({key: x.shape for key, x in arrays.items()}, str(path))
-    return layout.unflatten(arrays)
+    return layout.unflatten(dict(_read_arrays(pathlib.Path(path))))
 
 
-def inspect_checkpoint(path: str | os.PathLike[str]) -> layout.MixerSizes:
-    """Reads the whole of a file as read_checkpoint does, but keeps one array at a time.
-
-    Returns:
-      The sizes of the model that the file holds.
-
-    Raises:
-      FileNotFoundError, IsADirectoryError, CheckpointError: as read_checkpoint.
-    """
-    shapes = {key: array.shape for key, array in _read_arrays(pathlib.Path(path))}
-    return layout.infer_sizes(shapes, str(path))
+def read_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
+    """Reads and checks the whole file as read_checkpoint does, one array at a time."""
+    return {key: array.shape for key, array in _read_arrays(pathlib.Path(path))}
 
 
 def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
-    """Writes parameters as an npz file in the published layout: whole or not at all.
-
-    A changed model may have parameters of its own beside the published ones; reading
-    the file wants them listed in `mixer_jax.weights.layout.MixerSizes.shapes`.
+    """Writes the parameters of any model as an npz file: whole or not at all.
 
     Args:
       path: the file, used as given; folders above it are made.
-      params: the published parameter tree, of float32 JAX or numpy arrays.
+      params: a nested dict of float32 JAX or numpy arrays, the tree below "params".
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
-        URL.
+      CheckpointError: `params` are empty or a whole state; an array is not float32 or
+        not finite.
+      FileError: `path` is a URL.
     """
-    layout.infer_sizes(layout.shapes_of(params), "The parameters", more=True)
+    arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}
+    if not arrays or list(params) == ["params"]:
+        raise layout.CheckpointError(
+            f"{path}: not written. Found {', '.join(params) or 'no parameters'}, "
+            "expected the tree of parameters below 'params'."
+        )
+    for key, array in arrays.items():
+        check_values(array, f"{path}: not written. {key}")
     with replace_when_whole(path) as partial, partial.open("wb") as file:
-        arrays = {key: np.asarray(x) for key, x in layout.flatten(params).items()}
-        for key, array in arrays.items():
-            check_values(array, f"{path}: not written. {key}")
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def merge_pretrained(
     init_params: Mapping[str, Any], params: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Returns `init_params` with the values of `params` everywhere but in the head.
+    """Returns a new model's parameters with the values of a file, but for the head.
+
+    The model may differ from the file's. Parameters that only the model has, and that
+    are no published Mixer's, stay as they are. Published ones that the model no longer
+    has are left out. A log line names each kind.
 
     Args:
-      init_params: the tree of the new model. Of all but the head only shapes are read,
-        so that jax.eval_shape's result will do with a real head put in.
-      params: the published parameter tree to take values from, with any head or none.
-      where: what begins the message of an error: the file `params` are from.
+      init_params: the parameters of the new model. Of those that the file has only the
+        shapes are read, so jax.ShapeDtypeStruct will do there.
+      params: the parameters to take, with any head or none.
+      where: how the message of an error begins: the file that `params` are from.
+
+    Returns:
+      The tree of `init_params`.
 
     Raises:
-      CheckpointError: a key other than the head's is missing, unknown or misshapen, or
-        `init_params` are not a Mixer's.
+      CheckpointError: a shape differs; the file lacks a published parameter that the
+        model has; the model lacks one that is not published, or whole blocks; or
+        nothing fits. Every key at fault is named.
     """
-    layout.check_is_mixer(layout.flatten(init_params), "init_params")
-    found, expected = (
-        {k: x for k, x in layout.shapes_of(tree).items() if not k.startswith("head/")}
-        for tree in (params, init_params)
+    model, file = (
+        {k: x for k, x in layout.flatten(tree).items() if not names.is_head(k)}
+        for tree in (init_params, params)
     )
-    layout.check_shapes(
-        found,
-        expected,
-        f"{where} does not fit the model. {_explain(params, init_params)}",
-    )
-    flat = layout.flatten(params)
+    new = [k for k in model if k not in file and not names.is_published(k)]
+    blocks = {None, *map(names.block_of, model)}  # None: the keys of no block
+    left_out = [
+        key
+        for key in file
+        if key not in model
+        and names.is_published(key)
+        # A block that only the model lacks is an error: the depths differ.
+        and (names.block_of(key) in blocks or blocks == {None})
+    ]
+    found = {k: tuple(x.shape) for k, x in file.items() if k not in left_out}
+    expected = {k: tuple(x.shape) for k, x in model.items() if k not in new}
+    message = f"{where} does not fit the model."
+    if not expected:
+        raise layout.no_mixer(model, f"{message} init_params")
+    layout.check_shapes(found, expected, f"{message} {_explain(file, model)}")
+    if new:
+        logger.info("new      %s: not in %s", _listed(new), where)
+    if left_out:
+        logger.info("left out %s: not in the model", _listed(left_out))
     return layout.unflatten(
         {
-            key: flat[key] if key in expected else head
-            for key, head in layout.flatten(init_params).items()
+            key: file[key] if key in expected else value
+            for key, value in layout.flatten(init_params).items()
         }
     )
 
 
-def _explain(params: Mapping[str, Any], init_params: Mapping[str, Any]) -> str:
-    """Says in a few words why the sizes of two trees differ."""
-    found = layout.infer_model(params)
+def _listed(keys: Iterable[str]) -> str:
+    """Names keys, those of several blocks at once."""
+    counts = Counter(names.in_block(key, "*") for key in keys)
+    return ", ".join(f"{n} x {key}" if "*" in key else key for key, n in counts.items())
+
+
+def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """Says what the file holds, and why the model differs, if that can be inferred."""
+    found_shapes, shapes = (
+        {key: tuple(x.shape) for key, x in flat.items()} for flat in (file, model)
+    )
     try:
-        wanted = layout.infer_model(init_params)
-    except (
-        layout.CheckpointError
-    ):  # a fork with parameters of its own: the keys must do
-        return f"The file holds a {found}"
-    why = f"The file holds a {found}; the model is a {wanted}"
-    if found.num_tokens != wanted.num_tokens and found.patch_size == wanted.patch_size:
+        found = layout.infer_sizes(found_shapes, "The file")
+    except layout.CheckpointError as error:  # of another program, or a changed model
+        return str(error)
+    try:
+        wanted = layout.infer_sizes(shapes, "The model")
+    except layout.CheckpointError:  # a changed model
+        return f"The file holds a {found}."
+    why = f"The file holds a {found}; the model is a {wanted}."
+    same_patches = found.variant.patches == wanted.variant.patches
+    if found.num_tokens != wanted.num_tokens and same_patches:
         size = "{}x{} pixels".format(*found.image_size or ("?", "?"))
         why += (
-            ". Token mixing fixes the number of tokens, and so the size of the images: "
-            f"initialise the model on images of {size}"
+            " Token mixing fixes the number of tokens, and so the size of the images: "
+            f"initialise the model on images of {size}."
         )
     return why
 
@@ -136,11 +164,11 @@ def check_values(array: Any, where: str) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         found = getattr(array, "dtype", type(array).__name__)
         raise layout.CheckpointError(
-            f"{where} is {found}, expected float32. Convert it knowingly: "
-            "array.astype('float32')."
+            f"{where} is {found}, expected float32. Convert it if that is "
+            "meant: array.astype('float32')."
         )
-    # The sum is quick and makes no array; it is exact only as to what is not finite,
-    # and may overflow, so that a bad sum asks for a closer look.
+    # The sum is quick and makes no array. It may overflow, so a sum that is not finite
+    # asks for a closer look.
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum()
     if not np.isfinite(total) and not (finite := np.isfinite(array)).all():
@@ -155,7 +183,9 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields published keys and arrays, each checked by itself."""
     with _open(path) as file:
         keys = {name: _published_key(name) for name in file.files}
-        layout.check_is_mixer(dict.fromkeys(keys.values()), str(path))
+        is_known = any(map(names.is_published, keys.values()))
+        if not keys or (layout.looks_like(keys.values()) and not is_known):
+            raise layout.no_mixer(keys.values(), str(path))
         for name, key in keys.items():
             try:
                 array = file[name]

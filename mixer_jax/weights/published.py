@@ -1,13 +1,15 @@
 """The eleven checkpoints that Google published, by name, and checkpoints by URL.
 
-They are fetched once over https, without an account, into a folder of the user's:
+They are fetched once over https, without an account, into a folder of the user:
 `$MIXER_JAX_CACHE` if that is set, else the system's place for caches.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +17,9 @@ from typing import Any
 import pooch
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.variants import VARIANTS
-from mixer_jax.weights import npz
-from mixer_jax.weights.layout import (
-    CheckpointError,
-    MixerSizes,
-    infer_model,
-    variant_sizes,
-)
+from mixer_jax.variants import VARIANTS, get_variant
+from mixer_jax.weights import layout, names, npz
+from mixer_jax.weights.layout import CheckpointError, MixerSizes
 
 BUCKET = "gs://mixer_models/"
 BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
@@ -33,8 +30,8 @@ class PublishedFile:
     """What is known of a published file.
 
     Attributes:
-      num_bytes: its size.
-      sizes: those of the model in it.
+      num_bytes: size of the file.
+      sizes: sizes of the model in it.
       paper_top1: ImageNet accuracy in percent of the paper's model with this
         pre-training, fine-tuned at 224 pixels (Table 3); None where it gives none.
     """
@@ -47,7 +44,8 @@ class PublishedFile:
 def _file(
     variant: str, num_classes: int, num_bytes: int, paper_top1: float | None = None
 ) -> PublishedFile:
-    return PublishedFile(num_bytes, variant_sizes(variant, num_classes), paper_top1)
+    sizes = layout.sizes_of(get_variant(variant), num_classes)
+    return PublishedFile(num_bytes, sizes, paper_top1)
 
 
 # Names repeat across folders: a file is known by both.
@@ -67,7 +65,7 @@ PUBLISHED = {
 
 
 def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the parameters of a published checkpoint, or of an npz file.
+    """Reads the parameters of a published checkpoint, or of a Mixer in an npz file.
 
     Args:
       name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
@@ -76,39 +74,46 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
       The published parameter tree, a nested dict of float32 numpy arrays.
 
     Raises:
-      OSError: as resolve, where there is no such file or it cannot be fetched.
-      CheckpointError: the file is not a sound Mixer, or not the one its name says.
+      OSError: as `resolve`, where there is no such file or it cannot be fetched.
+      CheckpointError: the file is not a sound Mixer, or not the one that was named.
     """
-    path = resolve(name_or_path)
-    params = npz.read_checkpoint(path)
-    if name := published_name(os.fspath(name_or_path)):
-        _check_sizes(infer_model(params), PUBLISHED[name], str(path))
+    path, params = _read(name_or_path)
+    layout.infer_model(params, str(path))
     return params
 
 
 def load_pretrained(
     name_or_path: str | os.PathLike[str], init_params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns new parameters to fine-tune: the file's, but for the head.
+    """Returns new parameters to fine-tune: those of the file, but for the head.
 
-    The head always comes from `init_params`, whatever the file's looks like
-    (vit_jax's rule); a new head starts at zero.
+    The head always comes from `init_params`, whatever the file has (vit_jax's rule); a
+    new head starts at zero. The model may have more or fewer parameters than the file:
+    see `mixer_jax.weights.npz.merge_pretrained`.
 
     Args:
       name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
-      init_params: the "params" that the new model's init returns. Of all but the head
-        only shapes are read, so jax.ShapeDtypeStruct will do there.
+      init_params: the "params" that the new model's init returns. Of those that are
+        taken from the file only shapes are read, so jax.ShapeDtypeStruct will do there.
 
     Returns:
-      The tree of `init_params`: numpy arrays from the file, and its own head.
+      The tree of `init_params`: numpy arrays from the file, the rest as given.
 
     Raises:
-      OSError: as resolve, where there is no such file or it cannot be fetched.
-      CheckpointError: the file is not a sound Mixer, or does not fit the model; every
-        key at fault is named with the shapes found and expected.
+      OSError: as `resolve`, where there is no such file or it cannot be fetched.
+      CheckpointError: the file is not sound, or does not fit the model; every key at
+        fault is named with the shapes found and expected.
     """
-    params = load_checkpoint(name_or_path)
-    return npz.merge_pretrained(init_params, params, os.fspath(name_or_path))
+    path, params = _read(name_or_path)
+    return npz.merge_pretrained(init_params, params, str(path))
+
+
+def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str, Any]]:
+    path = resolve(name_or_path)
+    params = npz.read_checkpoint(path)
+    if name := published_name(os.fspath(name_or_path)):
+        _check_published(layout.shapes_of(params), PUBLISHED[name], path)
+    return path, params
 
 
 def find_checkpoint(
@@ -119,9 +124,10 @@ def find_checkpoint(
     Args:
       pretrained_dir: a published folder, "imagenet21k" or
         "gs://mixer_models/imagenet21k"; the URL of a folder; or a local folder. A
-        published folder's bare name always means that: write "./sam" for your own.
-      model_name: "Mixer-B_16", or "B/16"; in a local folder any file's name without
-        its ".npz".
+        published folder's bare name always means that: for a local folder called sam
+        write "./sam".
+      model_name: "Mixer-B_16", or "B/16"; in a local folder the name of any file,
+        without ".npz".
 
     Raises:
       OSError, CheckpointError: as resolve.
@@ -152,12 +158,11 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     if name := published_name(text):
         return _fetch(f"{BASE_URL}{name}.npz", _cache_path(name), PUBLISHED[name])
     if text.startswith(("https://", "http://")):
-        path = cache_dir() / "urls" / urllib.parse.quote(text, safe="")
-        return _fetch(text, path, None)
+        return _fetch(text, _url_cache_path(text), None)
     if "://" in text:
         raise CheckpointError(
-            f"{text}: only {BUCKET} and http(s) URLs can be fetched. Copy the file to "
-            "a local path with the tools of its store."
+            f"{without_secrets(text)}: only {BUCKET} and http(s) URLs can be fetched. "
+            "Copy the file to a local path with the tools of its store."
         )
     path = pathlib.Path(text).expanduser()
     if not path.exists():
@@ -176,13 +181,27 @@ def cache_dir() -> pathlib.Path:
 
 
 def is_cached(name: str) -> bool:
-    """Tells whether a file of PUBLISHED is in the cache, with the right size."""
+    """Returns whether a file of PUBLISHED is in the cache, with the right size."""
     path = _cache_path(name)
     return path.is_file() and path.stat().st_size == PUBLISHED[name].num_bytes
 
 
+def without_secrets(text: str) -> str:
+    """Returns a text without the passwords and queries of the URLs in it."""
+    text = re.sub(r"(?<=//)[^/@\s]+@", "", text)
+    return re.sub(r"(?<=\w)\?[^\s'\")]+", "?...", text)
+
+
 def _cache_path(name: str) -> pathlib.Path:
     return cache_dir().joinpath(*f"{name}.npz".split("/"))
+
+
+def _url_cache_path(url: str) -> pathlib.Path:
+    """Names a file after the last part of its URL, and a hash of the whole."""
+    last = urllib.parse.urlsplit(url).path.rpartition("/")[2].removesuffix(".npz")
+    readable = re.sub(r"[^\w.-]+", "_", last, flags=re.ASCII)[:80]
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_dir() / "urls" / f"{readable}-{digest}.npz"
 
 
 def published_name(text: str) -> str | None:
@@ -195,6 +214,7 @@ def published_name(text: str) -> str | None:
         if text.startswith(prefix):
             name = text.removeprefix(prefix).removesuffix(".npz")
             if name not in PUBLISHED:
+                text = without_secrets(text)
                 raise CheckpointError(f"{text}: no such published file. {_names()}")
             return name
     return text if text in PUBLISHED else None
@@ -208,11 +228,11 @@ def _fetch(
     url: str, path: pathlib.Path, published: PublishedFile | None
 ) -> pathlib.Path:
     """Returns `path`, with the file at `url` in it only if that is whole and right."""
-    if path.is_file() and (
-        published is None or path.stat().st_size == published.num_bytes
-    ):
+    num_bytes = published.num_bytes if published else None
+    if path.is_file() and num_bytes in (None, path.stat().st_size):
         return path
-    size = f" of {published.num_bytes:,} bytes" if published else ""
+    size = f" of {num_bytes:,} bytes" if num_bytes else ""
+    shown = without_secrets(url)
     try:
         with replace_when_whole(path) as partial, contextlib.ExitStack() as stack:
             # pooch leaves the connection of a refused request open: close it after it.
@@ -224,13 +244,13 @@ def _fetch(
             try:
                 _check_download(partial, published)
             except CheckpointError as error:
-                message = f"{url} did not send what it should, nothing was kept: "
+                message = f"{shown} did not send what it should, nothing was kept: "
                 raise CheckpointError(message + str(error)) from error
     except OSError as error:
         raise OSError(
-            f"{url} could not be fetched: {error}. Where this machine has no "
-            f"connection, fetch it{size} elsewhere and put it at {path}"
-        ) from error
+            f"{shown} could not be fetched: {without_secrets(str(error))}. Where this "
+            f"machine has no connection, fetch it{size} elsewhere and put it at {path}"
+        ) from None  # a traceback would show the whole URL
     return path
 
 
@@ -239,14 +259,20 @@ def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None
         raise CheckpointError(
             f"{size:,} bytes arrived, expected {published.num_bytes:,}. Try again."
         )
-    sizes = npz.inspect_checkpoint(path)
+    shapes = npz.read_shapes(path)
     if published:
-        _check_sizes(sizes, published, str(path))
+        _check_published(shapes, published, path)
 
 
-def _check_sizes(sizes: MixerSizes, published: PublishedFile, where: str) -> None:
-    if sizes != published.sizes:
-        raise CheckpointError(
-            f"{where} holds a {sizes}; the published file holds a {published.sizes}. "
+def _check_published(
+    shapes: layout.Shapes, published: PublishedFile, path: pathlib.Path
+) -> None:
+    """Checks sizes and keys, by names alone: this code's model may be changed."""
+    sizes = layout.infer_sizes(shapes, str(path))
+    wrong = names.differences(shapes)
+    if sizes != published.sizes or wrong:
+        about = (
+            f"{path} holds a {sizes}; the published file holds a {published.sizes}. "
             "Delete the file to have it fetched again."
         )
+        raise CheckpointError("\n  ".join([about, *wrong]))

@@ -6,6 +6,7 @@ So run parameters from timm with `MlpMixer(..., gelu=timm_gelu(path))`, and expe
 to return slightly other logits for parameters that were trained with "tanh".
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -13,24 +14,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.weights import layout, npz
+from mixer_jax.weights import layout, names, npz
 
-_NORMS = {"LayerNorm_0": "norm1", "LayerNorm_1": "norm2"}
-_DENSES = {
-    "token_mixing/Dense_0": "mlp_tokens.fc1",
-    "token_mixing/Dense_1": "mlp_tokens.fc2",
-    "channel_mixing/Dense_0": "mlp_channels.fc1",
-    "channel_mixing/Dense_1": "mlp_channels.fc2",
-}
-# Axes of a timm weight as axes of a published kernel (OIHW to HWIO, and transposed
-# matrices), and the way back.
-_TO_PUBLISHED = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
-_TO_TIMM = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+logger = logging.getLogger(__name__)
+
+# Axes of timm's weights and of ours, by their number: matrices and convolutions.
+_AXES = {2: ("o i", "i o"), 4: ("o i h w", "h w i o")}
+_SAME_AXES = ("...", "...")
 
 
 def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,7 +37,7 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
       The published parameter tree, a nested dict of float32 numpy arrays. `infer_model`
-      tells its sizes, `timm_gelu` which GELU to run it with.
+      returns its sizes, `timm_gelu` the GELU to run it with.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
@@ -52,11 +47,17 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
     params = {}
     with _open(path) as file:
         dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        keys = {_timm_name(key): key for key in _published_keys(dtypes)}
+        blocks = [re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in dtypes]
+        num_blocks = 1 + max((int(x[1]) for x in blocks if x), default=0)
+        with_head = any(name.startswith("head.") for name in dtypes)
+        keys = {
+            names.timm_name(key): key
+            for key in names.published_keys(num_blocks, with_head)
+        }
         wrong = [f"{x}: missing" for x in sorted(keys.keys() - dtypes.keys())]
         wrong += [f"{x}: unknown" for x in sorted(dtypes.keys() - keys.keys())]
         wrong += [
-            f"{x}: {dtype}, expected F32; convert it knowingly"
+            f"{x}: {dtype}, expected F32; convert it if that is meant"
             for x, dtype in dtypes.items()
             if dtype != "F32"
         ]
@@ -67,10 +68,12 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name, key in keys.items():
             array = file.get_tensor(name)
             npz.check_values(array, f"{path}: {name}")
-            axes = _TO_PUBLISHED.get(array.ndim, range(array.ndim))
-            params[key] = np.ascontiguousarray(array.transpose(axes))
-    layout.infer_sizes({key: x.shape for key, x in params.items()}, str(path))
-    return layout.unflatten(params)
+            theirs, ours = _AXES.get(array.ndim, _SAME_AXES)
+            array = rearrange(array, f"{theirs} -> {ours}")
+            params[key] = np.ascontiguousarray(array)
+    nested = layout.unflatten(params)
+    layout.infer_model(nested, str(path))
+    return nested
 
 
 def timm_gelu(path: str | os.PathLike[str]) -> str:
@@ -93,44 +96,51 @@ def save_timm(
 ) -> None:
     """Writes parameters for timm: whole or not at all.
 
-    Load them with `timm.create_model("mixer_b16_224", checkpoint_path=path)` and its
-    like. The metadata and a log message say that timm will compute the erf GELU.
+    Read them in PyTorch with, for example,
+    `timm.create_model("mixer_b16_224", checkpoint_path=path)`. The file's metadata say
+    that timm computes the erf GELU; if that changes the logits, so does a warning.
 
     Args:
       path: the safetensors file, used as given; folders above it are made.
       params: the published parameter tree, of float32 JAX or numpy arrays.
-      gelu: what the parameters were trained with, "tanh" or "erf".
+      gelu: the GELU that the parameters were trained with, "tanh" or "erf".
       metadata: more text to keep in the file.
 
     Raises:
       TypeError: `params` is no nested dict of arrays.
-      CheckpointError: they are not a Mixer's, not float32, not finite, or `path` is a
-        URL.
+      CheckpointError: `params` are not those of a published Mixer, for example of a
+        changed model; or they are not float32 or not finite.
+      FileError: `path` is a URL.
       ValueError: `gelu` is unknown.
     """
     if gelu not in ("tanh", "erf"):
         raise ValueError(f"gelu is {gelu!r}, expected 'tanh' or 'erf'.")
+    flat = layout.flatten(params)
+    if wrong := names.differences(flat):
+        about = f"{path}: not written. timm's Mixer has the published parameters only:"
+        raise layout.CheckpointError("\n  ".join([about, *wrong]))
     layout.infer_model(params)
     note = (
         f"timm computes the exact erf GELU; these parameters were trained with {gelu}."
     )
     if gelu == "tanh":
-        note += " Activations differ by up to 5e-4, and so logits slightly."
+        note += " Activations differ by up to 5e-4, and logits slightly."
     state_dict = {}
-    for key, value in layout.flatten(params).items():
+    for key, value in flat.items():
         array = np.asarray(value)
         npz.check_values(array, f"{path}: not written. {key}")
-        state_dict[_timm_name(key)] = np.ascontiguousarray(
-            array.transpose(_TO_TIMM[array.ndim])
-        )
+        theirs, ours = _AXES.get(array.ndim, _SAME_AXES)
+        array = rearrange(array, f"{ours} -> {theirs}")
+        state_dict[names.timm_name(key)] = np.ascontiguousarray(array)
     with replace_when_whole(path) as partial:
         # "pt" is what PyTorch's programs look for.
-        about = {"format": "pt", "gelu": gelu, "note": note, **(metadata or {})}
+        header = {"format": "pt", "gelu": gelu, "note": note, **(metadata or {})}
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(state_dict, partial, metadata=about)
-        partial.chmod(mode)  # safetensors keeps everyone but the owner from reading
-    logging.info("%s: %s", path, note)
+        save_file(state_dict, partial, metadata=header)
+        partial.chmod(mode)  # safetensors lets only the owner read
+    if gelu == "tanh":
+        logger.warning("%s: %s", path, note)
 
 
 def _open(path: str | os.PathLike[str]) -> Any:
@@ -145,27 +155,3 @@ def _open(path: str | os.PathLike[str]) -> Any:
             f"{path} is no whole safetensors file ({error}). Fetch or copy it again; "
             "npz files are read by mixer_jax.load_checkpoint, pickles never."
         ) from error
-
-
-def _published_keys(names: Mapping[str, Any]) -> list[str]:
-    """Returns the keys of a Mixer with as many blocks, and a head if, as in `names`."""
-    blocks = [re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in names]
-    sizes = layout.MixerSizes(  # only the keys of these shapes matter
-        patch_size=(1, 1),
-        num_blocks=1 + max((int(x[1]) for x in blocks if x), default=0),
-        hidden_dim=1,
-        tokens_mlp_dim=1,
-        channels_mlp_dim=1,
-        num_tokens=1,
-        num_classes=1 if any(name.startswith("head.") for name in names) else None,
-    )
-    return list(sizes.shapes())
-
-
-def _timm_name(key: str) -> str:
-    module, leaf = key.rsplit("/", 1)
-    leaf = leaf.replace("kernel", "weight").replace("scale", "weight")
-    if match := re.fullmatch(r"MixerBlock_(\d+)/(.*)", module):
-        return f"blocks.{match[1]}.{(_NORMS | _DENSES)[match[2]]}.{leaf}"
-    names = {"stem": "stem.proj", "pre_head_layer_norm": "norm", "head": "head"}
-    return f"{names[module]}.{leaf}"

@@ -110,6 +110,25 @@ def test_predictions_cost_no_second_forward_pass(loaded):
     assert flops[1] < 1.05 * flops[0]
 
 
+def test_one_rule_for_equal_logits_and_for_nan(loaded, folder):
+    """Every number counts the same prediction; a zero head predicts class 0."""
+    dataset = open_dataset(str(folder[0]))
+    zero = jax.tree.map(np.zeros_like, loaded.params["head"])
+    run = dataclasses.replace(loaded, params=loaded.params | {"head": zero})
+    report = score(run, dataset, "train")
+    assert report.metrics["top1"] == pytest.approx(1 / 7)
+    assert report.metrics["top5"] == pytest.approx(5 / 7)
+    accuracies, counts = report.class_accuracies()
+    np.testing.assert_array_equal(accuracies, [1, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(report.confusion_matrix()[:, 0], counts)
+    zero["bias"][3] = np.nan
+    report = score(run, dataset, "train")
+    assert (report.metrics["top1"], report.metrics["top5"]) == (0, 0)
+    np.testing.assert_array_equal(report.class_accuracies()[0], [0] * 7)
+    assert not report.confusion_matrix().any()
+    assert set(report.predictions) == {-1}
+
+
 def test_fewer_classes_in_another_order(loaded, folder, tmp_path):
     root, _, _ = folder
     (tmp_path / "some.csv").write_text(
@@ -154,7 +173,7 @@ def test_what_cannot_be_scored(loaded, folder, tmp_path):
         other = dataclasses.replace(loaded, **changes)
         return score(other, dataset, "train")
 
-    with pytest.raises(DatasetError, match=r"2 of the dataset's 7 .* ant, bee, …"):
+    with pytest.raises(DatasetError, match=r"for 2 of the dataset's 7 .* ant, bee, …"):
         evaluate(class_names=["a", "b", *loaded.class_names[2:]])
     six = loaded.model.clone(num_classes=6)
     with pytest.raises(DatasetError, match=r"has 7 classes and the model.* 6\. Name"):

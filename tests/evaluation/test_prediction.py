@@ -5,6 +5,7 @@ import json
 import struct
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -77,6 +78,13 @@ def test_unreadable_files_only(loaded, photos, tmp_path):
         "No such file or directory",
     ]
     assert list(predict(loaded, [])) == []
+
+
+def test_nan_is_no_prediction(loaded, photos):
+    head = jax.tree.map(lambda x: x * np.nan, loaded.params["head"])
+    broken = dataclasses.replace(loaded, params=loaded.params | {"head": head})
+    [found] = predict(broken, [str(photos[0] / "a.png")])
+    assert (found.error, found.classes) == ("the model's logits are NaN", ())
 
 
 def test_photos_are_turned_upright(loaded, tmp_path):

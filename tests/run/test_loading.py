@@ -32,6 +32,11 @@ RUN = {
 }
 
 
+def zeros(sizes):
+    shapes = sizes.shapes()
+    return layout.unflatten({k: np.zeros(s, "float32") for k, s in shapes.items()})
+
+
 @pytest.fixture
 def workdir(loaded, tmp_path):
     folder = tmp_path / "run"
@@ -97,8 +102,7 @@ def test_a_published_name_brings_imagenet(loaded, tmp_path, monkeypatch, num_cla
     sizes = dataclasses.replace(
         layout.infer_model(loaded.params), num_classes=num_classes
     )
-    shapes = sizes.shapes()
-    params = layout.unflatten({k: np.zeros(s, "float32") for k, s in shapes.items()})
+    params = zeros(sizes)
     path = tmp_path / "gsam" / "Mixer-S_16.npz"
     npz.save_checkpoint(path, params)
     file = dataclasses.replace(
@@ -138,8 +142,49 @@ def test_what_is_no_model(workdir, tmp_path, loaded):
     with pytest.raises(FileNotFoundError, match=r"neither final\.npz nor a checkpoint"):
         load_model(workdir)
     sizes = dataclasses.replace(layout.infer_model(loaded.params), num_tokens=15)
-    shapes = sizes.shapes()
-    params = layout.unflatten({k: np.zeros(s, "float32") for k, s in shapes.items()})
-    npz.save_checkpoint(tmp_path / "a.npz", params)
+    npz.save_checkpoint(tmp_path / "a.npz", zeros(sizes))
     with pytest.raises(CheckpointError, match=r"15 tokens .* make no square image"):
         load_model(tmp_path / "a.npz")
+    (workdir / "class_names.json").unlink()
+    with pytest.raises(CheckpointError, match=r"without a class_names\.json"):
+        load_model(workdir)
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_the_model_is_what_config_json_says(workdir):
+    """Not what the arrays would make one think."""
+    config = workdir / "config.json"
+    rewrite(config, lambda x: x["model"].update(gate=0.5))
+    with pytest.raises(
+        CheckpointError, match=r"config.json: .* gate \(MlpMixer has no"
+    ):
+        load_model(workdir)
+    rewrite(config, lambda x: (x["model"].pop("gate"), x["model"].pop("num_blocks")))
+    with pytest.raises(
+        CheckpointError, match=r"config.json: .* num_blocks \(missing\)"
+    ):
+        load_model(workdir)
+    rewrite(config, lambda x: x["model"].update(num_blocks=1))
+    with pytest.raises(CheckpointError, match="does not fit its config") as error:
+        load_model(workdir)
+    assert "MixerBlock_1/LayerNorm_0/bias: found (12,), expected no such key" in str(
+        error.value
+    )
+    rewrite(
+        config, lambda x: (x["model"].update(num_blocks=2), x["pp"].update(crop=18))
+    )
+    with pytest.raises(
+        CheckpointError, match="18x18 pixels cannot be cut into patches"
+    ):
+        load_model(workdir)
+    rewrite(config, lambda x: x["pp"].update(crop=16))
+    rewrite(workdir / "class_names.json", lambda x: x.append("hen"))
+    with pytest.raises(
+        CheckpointError, match=r"head/bias: found \(7,\), expected \(8,\)"
+    ):
+        load_model(workdir)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.model import MlpMixer
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.optimizer import create_optimizer, create_schedule
 from mixer_jax.training.step import (
@@ -13,7 +13,11 @@ from mixer_jax.training.step import (
     make_eval_step,
     make_feature_step,
     make_train_step,
+    predict_classes,
+    rank_labels,
+    sum_scores,
 )
+from mixer_jax.variants import Patches
 
 MODEL = MlpMixer(
     patches=Patches((4, 4)),
@@ -175,19 +179,42 @@ def test_evaluation_against_numpy_and_without_masked_rows(golden):
         np.testing.assert_allclose(sums[key], expected[key], atol=1e-4, err_msg=key)
 
 
-def test_constant_logits_are_not_right_by_accident():
-    """A head that is still zero says nothing, and scores nothing."""
-    images = jnp.zeros((4, 16, 16, 3))
+def test_of_equal_logits_the_first_counts_as_the_highest():
+    """As argmax has it: a head that is still zero predicts class 0."""
+    images = jnp.zeros((7, 16, 16, 3))
     params = MODEL.init(jax.random.key(0), images, train=False)["params"]
-    sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(
-        params, {"image": images, "label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
-    )
-    assert sums["top1"] == 0
-    params["head"]["bias"] *= jnp.nan
-    sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(
-        params, {"image": images, "label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
-    )
-    assert sums["top1"] == 0
+    several = np.eye(7)[[6, 6, 6, 6, 6, 6, 6]] + np.eye(7)[[0, 1, 2, 3, 4, 5, 6]]
+    for labels in (jnp.arange(7), jnp.float32(several > 0)):
+        batch = {"image": images, "label": labels, "mask": jnp.ones(7)}
+        sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(params, batch)
+        assert (sums["top1"], sums["top5"]) == (1, 5)
+
+
+@pytest.mark.parametrize("labels", [jnp.full(2, 6), jnp.ones((2, 7))])
+def test_an_image_with_a_nan_among_its_logits_is_never_right(labels):
+    logits = jnp.zeros((2, 7)).at[:, 6].set(1).at[1, 3].set(jnp.nan)
+    batch = {"label": labels, "mask": jnp.ones(2)}
+    sums = sum_scores(logits, batch, losses.softmax_cross_entropy)
+    assert (sums["top1"], sums["top5"], sums["count"]) == (1, 1, 2)
+    np.testing.assert_array_equal(predict_classes(logits), [6, -1])
+
+
+def test_labels_are_ranked_as_a_stable_sort_ranks_them():
+    """Few levels, so that many logits are equal; and the first is what argmax gives."""
+    logits = np.random.default_rng(0).integers(0, 3, (200, 7)).astype(np.float32)
+    labels = np.arange(200) % 7
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    expected = np.argmax(order == labels[:, None], axis=-1)
+    rank = rank_labels(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_array_equal(rank, expected)
+    first = np.asarray(predict_classes(jnp.asarray(logits))) == labels
+    np.testing.assert_array_equal(rank == 0, first)
+
+
+def test_an_image_without_a_label_is_never_right():
+    batch = {"label": jnp.zeros((1, 7)), "mask": jnp.ones(1)}
+    sums = sum_scores(jnp.zeros((1, 7)), batch, losses.softmax_cross_entropy)
+    assert (sums["top1"], sums["top5"]) == (0, 0)
 
 
 def one_step(golden, batch=None, **kwargs):

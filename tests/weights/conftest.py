@@ -1,13 +1,24 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout
 
 
 class Tiny:
     """A small Mixer for images of 16x16 pixels, and random parameters of any Mixer."""
 
-    sizes = layout.MixerSizes((4, 4), 2, 12, 6, 20, num_tokens=16, num_classes=5)
+    sizes = layout.MixerSizes(Variant(Patches((4, 4)), 2, 12, 6, 20), 16, 5)
+
+    def sizes_with(self, **changes):
+        """The sizes with fields of Variant or MixerSizes changed."""
+        names = [x.name for x in dataclasses.fields(Variant)]
+        variant = {k: x for k, x in changes.items() if k in names}
+        others = {k: x for k, x in changes.items() if k not in names}
+        variant = dataclasses.replace(self.sizes.variant, **variant)
+        return dataclasses.replace(self.sizes, variant=variant, **others)
 
     def flat(self, sizes=sizes, seed=0):
         rng = np.random.default_rng(seed)

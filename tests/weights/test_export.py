@@ -125,7 +125,10 @@ def test_model_of_permuted_images_is_not_exported(tiny, params, tmp_path):
 def test_nothing_is_written_when_it_fails(tiny, params, tmp_path, monkeypatch):
     model = tiny.sizes.create_model()
     path = tmp_path / "model.onnx"
-    with pytest.raises(ValueError, match="make 25 tokens"):
+    with pytest.raises(
+        ValueError,
+        match=r"images of 20x20 pixels.\n.*token_mixing.* expected \(25, 6\)",
+    ):
         export.export_stablehlo(path, model, params, EvalTransform(20))
     monkeypatch.setitem(sys.modules, "jax2onnx", None)  # as if not installed
     with pytest.raises(export.ExportError, match=r'pip install "mixer-jax\[onnx\]"'):

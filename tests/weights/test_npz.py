@@ -1,5 +1,5 @@
-import dataclasses
 import io
+import logging
 import os
 import pickle
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mixer_jax
+from mixer_jax.variants import Patches, get_variant
 from mixer_jax.weights import layout, npz
 
 
@@ -26,9 +27,8 @@ def test_older_layout_gives_the_published_tree_and_logits(golden, assert_same):
 def test_older_layout_keeps_axes_of_size_one_that_mean_something(
     tiny, tmp_path, assert_same
 ):
-    sizes = dataclasses.replace(
-        tiny.sizes, patch_size=(1, 1), num_tokens=1, image_channels=1
-    )
+    patches = Patches((1, 1))
+    sizes = tiny.sizes_with(patches=patches, num_tokens=1, image_channels=1)
     params = tiny.flat(sizes)
     older = {}
     for key, x in params.items():
@@ -82,16 +82,16 @@ def test_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch, assert_sam
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_a_changed_models_parameters_are_saved(tiny, tmp_path):
-    """A run is not lost for them; reading says where to list them."""
+def test_a_changed_models_parameters_are_saved(tiny, tmp_path, assert_same):
+    """Read as a bare file, they are named."""
     params = tiny.tree()
     params["MixerBlock_0"]["gate"] = np.ones(3, np.float32)
     mixer_jax.save_checkpoint(tmp_path / "a.npz", params)
     assert np.load(tmp_path / "a.npz")["MixerBlock_0/gate"].shape == (3,)
-    with pytest.raises(
-        ValueError, match=r"MixerSizes.shapes\).\n  MixerBlock_0/gate: found \(3,\)"
-    ):
+    with pytest.raises(ValueError, match=r"its workdir.*\n  MixerBlock_0/gate: found"):
         mixer_jax.load_checkpoint(tmp_path / "a.npz")
+    found = npz.read_checkpoint(tmp_path / "a.npz")
+    assert_same(found, params)
 
 
 def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
@@ -106,10 +106,8 @@ def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
     params["stem"]["bias"][3] = np.inf
     with pytest.raises(ValueError, match=r"stem/bias has 1 NaN or infinite"):
         save(params)
-    params = tiny.tree()
-    del params["stem"]
-    with pytest.raises(ValueError, match=r"no key ends in 'stem/kernel'"):
-        save(params)
+    with pytest.raises(ValueError, match=r"Found no parameters, expected the tree"):
+        save({})
     with pytest.raises(TypeError, match=r"nested dict of arrays; found list"):
         save([1.0])
     with pytest.raises(TypeError, match=r"stem: expected an array, found float"):
@@ -183,7 +181,7 @@ BROKEN = {
         "no npz file",
     ),
     "empty": (lambda path, flat: path.touch(), "is empty"),
-    "float16": (write_float16, "stem/kernel is float16, expected float32"),
+    "float16": (write_float16, r"MixerBlock_0/\S+ is float16, expected float32"),
     "NaN": (write_not_finite(np.nan), "MixerBlock_1/token_.* has 1 NaN or inf.* 96"),
     "infinity": (write_not_finite(-np.inf), "has 1 NaN or infinite"),
     "missing key": (
@@ -225,7 +223,13 @@ def test_broken_input_is_named(tiny, tmp_path, kind):
     write, message = BROKEN[kind]
     path = tmp_path / "broken.npz"
     write(path, tiny.flat())
-    for load in (mixer_jax.load_checkpoint, npz.inspect_checkpoint):
+
+    def read_one_by_one(path):
+        shapes = npz.read_shapes(path)
+        expected = layout.infer_sizes(shapes, str(path)).shapes()
+        layout.check_shapes(shapes, expected, str(path))
+
+    for load in (mixer_jax.load_checkpoint, read_one_by_one):
         with pytest.raises(ValueError, match=message) as error:
             load(path)
         assert str(error.value).startswith(str(path))
@@ -254,7 +258,7 @@ def test_compressed_file_loads(tiny, tmp_path, assert_same):
 
 
 def test_reading_makes_no_second_copy(tiny, tmp_path):
-    sizes = layout.variant_sizes("S/32", 1000)
+    sizes = layout.sizes_of(get_variant("S/32"), 1000)
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(sizes))
     head_only = {"kernel": zeros(512, 3), "bias": zeros(3)}
     init = jax.tree.map(
@@ -274,29 +278,25 @@ def test_variant_sizes_are_those_that_flax_initialises(name):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     init = lambda x: model.init(jax.random.key(0), x, train=False)["params"]
     params = jax.eval_shape(init, images)
-    sizes = layout.variant_sizes(name, 10)
+    sizes = layout.sizes_of(get_variant(name), 10)
     assert sizes.shapes() == layout.shapes_of(params)
     assert layout.infer_model(params) == sizes
-    assert (sizes.variant, sizes.image_size) == (name, (224, 224))
+    assert (sizes.variant.name, sizes.image_size) == (name, (224, 224))
 
 
 def test_infer_model_of_other_grids_patches_and_channels(tiny):
-    sizes = dataclasses.replace(
-        tiny.sizes,
-        patch_size=(2, 5),
-        num_tokens=15,
-        image_channels=4,
-        num_classes=None,
+    sizes = tiny.sizes_with(
+        patches=Patches((2, 5)), num_tokens=15, image_channels=4, num_classes=None
     )
     params = tiny.tree(sizes)
     found = layout.infer_model(params)
     assert found == sizes
-    assert (found.variant, found.image_size) == (None, None)
+    assert (found.variant.name, found.image_size) == (None, None)
     model = found.create_model(dropout_rate=0.1)
     assert (model.dropout_rate, model.num_classes) == (0.1, None)
     images = np.zeros((2, 6, 25, 4), "float32")
     assert model.apply({"params": params}, images, train=False).shape == (2, 12)
-    square = dataclasses.replace(sizes, num_tokens=9)
+    square = tiny.sizes_with(patches=Patches((2, 5)), num_tokens=9)
     assert square.image_size == (6, 15)
 
 
@@ -305,7 +305,7 @@ def test_load_pretrained_takes_all_but_the_head(
     tiny, tmp_path, assert_same, num_classes
 ):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
-    sizes = dataclasses.replace(tiny.sizes, num_classes=num_classes)
+    sizes = tiny.sizes_with(num_classes=num_classes)
     init = tiny.tree(sizes, seed=1)
     params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     assert jax.tree.structure(params) == jax.tree.structure(init)
@@ -330,7 +330,7 @@ def test_load_pretrained_after_init(tiny, tmp_path):
 
 
 def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
-    headless = dataclasses.replace(tiny.sizes, num_classes=None)
+    headless = tiny.sizes_with(num_classes=None)
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(headless))
     init = tiny.tree(seed=1)
     params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
@@ -339,7 +339,7 @@ def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
 
 def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
-    init = tiny.tree(dataclasses.replace(tiny.sizes, num_tokens=36))
+    init = tiny.tree(tiny.sizes_with(num_tokens=36))
     with pytest.raises(ValueError, match=r"on images of 16x16 pixels") as error:
         mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     message = str(error.value)
@@ -350,16 +350,106 @@ def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     assert "channel_mixing" not in message
 
 
+def changed(tiny, **sizes):
+    """The parameters of a changed model: more, fewer and other keys than published."""
+    params = tiny.tree(tiny.sizes_with(**sizes), seed=1)
+    for name, block in params.items():
+        if name.startswith("MixerBlock_"):
+            block["gamma"] = np.full(12, 0.1, np.float32)
+            block["gate"] = {"kernel": np.ones((16, 16), np.float32)}
+            del block["token_mixing"]
+    del params["pre_head_layer_norm"]
+    return params
+
+
+def test_load_pretrained_into_a_changed_model(tiny, tmp_path, caplog, assert_same):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = changed(tiny, num_classes=3)
+    with caplog.at_level(logging.INFO, logger="mixer_jax"):
+        params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    expected = tiny.tree() | {"head": init["head"]}
+    del expected["pre_head_layer_norm"]
+    for i in (0, 1):
+        block = expected[f"MixerBlock_{i}"]
+        del block["token_mixing"]
+        block |= {key: init[f"MixerBlock_{i}"][key] for key in ("gamma", "gate")}
+    assert_same(params, expected)
+    new, left_out = caplog.messages
+    assert new.endswith(f": not in {tmp_path / 'a.npz'}")
+    assert "2 x MixerBlock_*/gamma, 2 x MixerBlock_*/gate/kernel" in new
+    assert "2 x MixerBlock_*/token_mixing/Dense_1/bias" in left_out
+    assert "pre_head_layer_norm/scale" in left_out
+    assert "head/" not in caplog.text
+    assert "LayerNorm_0" not in caplog.text
+
+
+def test_load_pretrained_takes_everything_of_the_same_changed_model(
+    tiny, tmp_path, caplog, assert_same
+):
+    file, init = changed(tiny), changed(tiny, num_classes=3)
+    file["MixerBlock_1"]["gamma"][:] = 0.7
+    npz.save_checkpoint(tmp_path / "a.npz", file)
+    with caplog.at_level(logging.INFO, logger="mixer_jax"):
+        params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    assert_same(params, file | {"head": init["head"]})
+    assert caplog.messages == []
+
+
+def test_load_pretrained_of_other_blocks_altogether(tiny, tmp_path, assert_same):
+    """A model without any MixerBlock takes the stem and the last norm."""
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = tiny.tree(seed=1)
+    del init["MixerBlock_0"], init["MixerBlock_1"]
+    init["Block_0"] = {"kernel": np.ones((12, 12), np.float32)}
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    taken = {key: tiny.tree()[key] for key in ("stem", "pre_head_layer_norm")}
+    assert_same(params, init | taken)
+
+
+def test_load_pretrained_never_drops_or_starts_what_should_fit(tiny, tmp_path):
+    def load(file, init):
+        npz.save_checkpoint(tmp_path / "a.npz", file)
+        with pytest.raises(ValueError, match=r"a\.npz does not fit the model") as error:
+            mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+        return str(error.value)
+
+    # Another depth, of a changed model too.
+    message = load(tiny.tree(), changed(tiny, num_blocks=1))
+    assert "MixerBlock_1/LayerNorm_0/bias: found (12,), expected no such key" in message
+    assert "MixerBlock_0" not in message
+    message = load(tiny.tree(), changed(tiny, num_blocks=3))
+    assert "MixerBlock_2/LayerNorm_0/bias: missing, expected (12,)" in message
+    assert "gamma" not in message
+    # A damaged file.
+    damaged = tiny.tree()
+    del damaged["MixerBlock_1"]["LayerNorm_1"]["scale"]
+    message = load(damaged, changed(tiny))
+    assert "MixerBlock_1/LayerNorm_1/scale: missing, expected (12,)" in message
+    # A changed model's file, which the plain model has no use for.
+    message = load(changed(tiny), tiny.tree())
+    assert "MixerBlock_0/gate/kernel: found (16, 16), expected no such key" in message
+    assert "MixerBlock_0/token_mixing/Dense_0/bias: missing, expected (6,)" in message
+    # Another shape of what only changed models have.
+    other = changed(tiny)
+    other["MixerBlock_0"]["gamma"] = np.ones(3, np.float32)
+    message = load(other, changed(tiny))
+    assert "MixerBlock_0/gamma: found (3,), expected (12,)" in message
+    # Another program's file.
+    write_vit(tmp_path / "vit.npz", tiny.flat())
+    with pytest.raises(ValueError, match="looks like a Vision Transformer"):
+        mixer_jax.load_pretrained(tmp_path / "vit.npz", tiny.tree())
+
+
 def test_load_pretrained_names_every_key_that_does_not_fit(tiny, tmp_path):
     path = tmp_path / "a.npz"
     npz.save_checkpoint(path, tiny.tree())
-    fork = tiny.tree(dataclasses.replace(tiny.sizes, num_blocks=1))
+    fork = tiny.tree(tiny.sizes_with(num_blocks=1))
     fork["MixerBlock_0"]["gate"] = {"kernel": jnp.zeros((3, 4))}
     fork["stem"]["kernel"] = jnp.zeros((8, 8, 3, 12))
     with pytest.raises(ValueError, match=re.escape(f"{path} does not fit")) as error:
         mixer_jax.load_pretrained(path, fork)
     message = str(error.value)
-    assert "MixerBlock_0/gate/kernel: missing, expected (3, 4)" in message
+    assert "MixerBlock_0/gate" not in message  # the model's own: it starts anew
     assert "stem/kernel: found (4, 4, 3, 12), expected (8, 8, 3, 12)" in message
     for key in tiny.flat():
         assert (f"{key}: found" in message) == (

@@ -3,7 +3,9 @@ import dataclasses
 import http.server
 import io
 import math
+import re
 import threading
+import traceback
 import zipfile
 
 import jax
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 import mixer_jax
-from mixer_jax.weights import npz, published
+from mixer_jax.run.loading import load_model
+from mixer_jax.weights import layout, npz, published
 
 # Sizes by an older numpy, which wrote 20 bytes less for each entry.
 OLDER = [name for name in published.PUBLISHED if name.startswith("imagenet")]
@@ -135,6 +138,68 @@ def test_any_url(tiny, server, cache, assert_same):
     assert len(files_in(cache)) == 2
 
 
+def test_a_changed_model_fetches_and_starts_from_a_published_file(
+    tiny, server, content, cache, monkeypatch
+):
+    """Neither the check of a download nor that of its contents knows the model."""
+    server.put(NAME, content)
+    init, flat = tiny.tree(seed=1), tiny.flat()
+    init["MixerBlock_0"]["gamma"] = np.ones(12, np.float32)
+    monkeypatch.setattr(layout, "shapes_of_model", None)
+    params = mixer_jax.load_pretrained(NAME, init)
+    np.testing.assert_array_equal(params["stem"]["bias"], flat["stem/bias"])
+    assert params["MixerBlock_0"]["gamma"] is init["MixerBlock_0"]["gamma"]
+    assert files_in(cache) == [f"{NAME}.npz"]
+
+
+SECRET = "X-Amz-Signature=" + 40 * "5ec7e7"
+
+
+def test_presigned_urls_are_kept_under_short_names_without_their_signature(
+    tiny, server, cache, assert_same
+):
+    server.put("mine/a b", to_bytes(tiny.flat()))
+    server.files[f"/mine/a%20b.npz?{SECRET}&id=1"] = server.files["/mine/a b.npz"]
+    server.files[f"/mine/a%20b.npz?{SECRET}&id=2"] = server.files["/mine/a b.npz"]
+    url = f"{server.url}mine/a%20b.npz?{SECRET}&id="
+    url = url.replace("127.0.0.1", "localhost")
+    for _ in range(2):
+        assert_same(mixer_jax.load_checkpoint(f"{url}1"), tiny.tree())
+    assert_same(mixer_jax.load_checkpoint(f"{url}2"), tiny.tree())
+    assert len(server.requests) == 2
+    first, second = files_in(cache)  # what another query gives may be another file
+    assert re.fullmatch(r"urls/a_20b-[0-9a-f]{16}\.npz", first)
+    assert first != second
+    long = published._url_cache_path(f"{url}{300 * 'é'}/é.npz")
+    assert len(long.name.encode()) < 128
+
+
+def test_messages_hold_no_secrets_of_urls(tiny, server, cache, caplog):
+    url = server.url.replace("127.0.0.1", "localhost") + f"mine/a.npz?{SECRET}"
+    url = url.replace("//", "//me:pass5ec7e7@")
+
+    def message(url):
+        with pytest.raises((OSError, ValueError)) as info:
+            load_model(url)
+        lines = traceback.format_exception(info.value)
+        assert "5ec7e7" not in "".join(lines) + caplog.text
+        return str(info.value)
+
+    assert "/mine/a.npz?... could not be fetched: 404" in message(url)
+    page = b"<html>Sign in</html>"
+    server.files[f"/mine/a.npz?{SECRET}"] = (page, len(page), 200)
+    assert "/mine/a.npz?... did not send what it should" in message(url)
+    assert "only gs://mixer_models/ and" in message(f"s3://mine/a.npz?{SECRET}")
+    bucket = f"{server.url}imagenet1k/Mixer-B_16.npz?{SECRET}"
+    assert "?...: no such published file" in message(bucket)
+    flat = tiny.flat(tiny.sizes_with(num_tokens=15))
+    server.files[f"/mine/a.npz?{SECRET}"] = (to_bytes(flat), len(to_bytes(flat)), 200)
+    assert "15 tokens" in message(url)
+    server.close()
+    url = url.replace("mine", "yours")  # the other one is kept
+    assert "/yours/a.npz?... could not be fetched" in message(url)
+
+
 def test_damaged_downloads_never_count(tiny, server, content, cache, monkeypatch):
     def fails(error, match):
         for _ in range(2):  # nor are they found the second time
@@ -164,8 +229,8 @@ def test_damaged_downloads_never_count(tiny, server, content, cache, monkeypatch
     serve(to_bytes(flat))
     fails(ValueError, "head/bias has 1 NaN")
     serve(to_bytes(tiny.flat() | {"head/extra": np.zeros(3, "float32")}))
-    fails(ValueError, "head/extra: found")
-    serve(to_bytes(tiny.flat(dataclasses.replace(tiny.sizes, num_classes=9))))
+    fails(ValueError, "head/extra: unknown")
+    serve(to_bytes(tiny.flat(tiny.sizes_with(num_classes=9))))
     fails(ValueError, r"and 9 classes; the published file.* and 5 classes")
 
     serve(content)
@@ -211,7 +276,7 @@ def test_file_of_another_size_in_the_cache_is_fetched_again(server, content, cac
 
 
 def test_another_model_under_a_published_name(tiny, cache, content, monkeypatch):
-    wrong = to_bytes(tiny.flat(dataclasses.replace(tiny.sizes, num_classes=9)))
+    wrong = to_bytes(tiny.flat(tiny.sizes_with(num_classes=9)))
     entry = published.PublishedFile(len(wrong), tiny.sizes)
     monkeypatch.setitem(published.PUBLISHED, NAME, entry)
     path = cache / f"{NAME}.npz"
@@ -252,7 +317,7 @@ def test_sizes_follow_from_the_shapes(name):
         num_bytes += 0 if name in OLDER else 20
     assert num_bytes == file.num_bytes
     assert file.sizes.image_size == (224, 224)
-    assert f"Mixer-{file.sizes.variant}".replace("/", "_") == name.split("/")[1]
+    assert f"Mixer-{file.sizes.variant.name}".replace("/", "_") == name.split("/")[1]
 
 
 def test_eleven_files_add_up_to_the_bucket():

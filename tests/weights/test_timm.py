@@ -58,7 +58,7 @@ def test_timm_to_npz_and_back(path, tmp_path, assert_same):
 
 def test_export_says_that_timm_computes_erf(tiny, tmp_path, caplog):
     path = tmp_path / "a.safetensors"
-    with caplog.at_level(logging.INFO, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="mixer_jax"):
         timm.save_timm(path, tiny.tree(), metadata={"model": "tiny"})
     assert "timm computes the exact erf GELU" in caplog.text
     assert "trained with tanh" in caplog.text
@@ -87,7 +87,18 @@ def test_failed_export_leaves_nothing(tiny, tmp_path):
     del params["stem"]["bias"]
     with pytest.raises(ValueError, match="stem/bias: missing"):
         timm.save_timm(tmp_path / "a.safetensors", params)
+    params = tiny.tree()
+    params["MixerBlock_1"]["gamma"] = np.ones(12, np.float32)  # of a changed model
+    with pytest.raises(
+        ValueError, match=r"published .*\n  MixerBlock_1/gamma: unknown"
+    ):
+        timm.save_timm(tmp_path / "a.safetensors", params)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_of_erf_parameters_needs_no_warning(tiny, tmp_path, caplog):
+    timm.save_timm(tmp_path / "a.safetensors", tiny.tree(), gelu="erf")
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -140,5 +151,5 @@ def test_gelu_field():
     tanh, erf = (MlpBlock(13, gelu=gelu).apply(params, x) for gelu in ("tanh", "erf"))
     assert (MlpBlock(13).apply(params, x) == tanh).all()
     assert 0 < jnp.abs(tanh - erf).max() < 5e-3
-    with pytest.raises(ValueError, match="gelu is 'quick', expected 'tanh' or 'erf'"):
+    with pytest.raises(ValueError, match="gelu is 'quick', expected tanh or erf"):
         MlpBlock(13, gelu="quick").apply(params, x)

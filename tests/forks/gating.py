@@ -1,0 +1,162 @@
+"""A fork of mixer_jax/model.py: a spatial gating unit instead of token mixing.
+
+The unit is that of gMLP (arXiv 2105.08050, section 2.1). test_forks.py puts this file
+in the place of mixer_jax/model.py and changes nothing else.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax.linen.initializers import zeros
+
+from mixer_jax.blocks import draw_stochastic_depth, run_blocks
+from mixer_jax.variants import count_patches, get_variant
+
+# The approximation that Google's weights were trained with; the exact function (timm).
+GELUS: Any = {"tanh": nn.gelu, "erf": functools.partial(nn.gelu, approximate=False)}
+
+
+class MlpBlock(nn.Module):
+    """Dense, GELU, Dense over the last axis: [..., d] to [..., d] (equation 1)."""
+
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    dtype: Any = "float32"
+    gelu: str = "tanh"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps x with `mlp_dim` hidden units."""
+        if self.gelu not in GELUS:
+            raise ValueError(f"gelu is {self.gelu!r}, expected {' or '.join(GELUS)}.")
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
+        y = dropout(GELUS[self.gelu](y))
+        y = nn.Dense(x.shape[-1], dtype=self.dtype)(y)
+        return dropout(y)
+
+
+class SpatialGatingUnit(nn.Module):
+    """Multiplies half of the channels by a projection of the other over all tokens."""
+
+    gate_bias: float
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [batch, tokens, 2 * channels] to [batch, tokens, channels]."""
+        x, gate = rearrange(x, "n s (two c) -> two n s c", two=2)
+        gate = rearrange(nn.LayerNorm(dtype=self.dtype)(gate), "n s c -> n c s")
+        bias_init = nn.initializers.constant(self.gate_bias)
+        gate = nn.Dense(gate.shape[-1], bias_init=bias_init, dtype=self.dtype)(gate)
+        return x * rearrange(gate, "n c s -> n s c")
+
+
+class MixerBlock(nn.Module):
+    """A spatial gating unit, then channel mixing, each a residual branch."""
+
+    gate_dim: int
+    gate_bias: float
+    channels_mlp_dim: int
+    dropout_rate: float = 0.0
+    dtype: Any = "float32"
+    gelu: str = "tanh"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, keep: Any = (1, 1), *, train: bool = False
+    ) -> jax.Array:
+        """Mixes x [batch, tokens, channels]; `keep` has a factor for each branch."""
+        y = nn.LayerNorm(dtype=self.dtype)(x)
+        y = nn.Dense(2 * self.gate_dim, dtype=self.dtype, name="gating_in")(y)
+        gating = SpatialGatingUnit(self.gate_bias, self.dtype, name="spatial_gating")
+        y = gating(GELUS[self.gelu](y))
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, name="gating_out")(y)
+        x = x + keep[0] * y
+        y = nn.LayerNorm(dtype=self.dtype)(x)
+        mlp = MlpBlock(
+            self.channels_mlp_dim,
+            self.dropout_rate,
+            self.dtype,
+            self.gelu,
+            name="channel_mixing",
+        )
+        return x + keep[1] * mlp(y, train=train)
+
+
+class MlpMixer(nn.Module):
+    """Stem, Mixer blocks, LayerNorm, mean over tokens, head.
+
+    Every field but num_classes is a key of `config.model`. Parameters, LayerNorm
+    statistics, the mean over tokens and the head are float32 whatever `dtype` is.
+    """
+
+    patches: Any  # has a field `size`, (height, width) of a patch in pixels
+    num_classes: int | None  # 0 or None: no head, pre_logits are returned
+    num_blocks: int
+    hidden_dim: int  # channels C of a token
+    tokens_mlp_dim: int  # not used
+    channels_mlp_dim: int  # hidden units D_C of the channel-mixing MLPs
+    model_name: str | None = None  # a label; nothing depends on it
+    gate_dim: int = 32  # channels that a spatial gating unit gates
+    gate_bias: float = 1.0  # initial value of the gates
+    stoch_depth: float = 0.0  # of the last block; see draw_stochastic_depth
+    dropout_rate: float = 0.0  # after the GELU and the second Dense of every MLP
+    dtype: Any = "float32"  # of the activations
+    gelu: str = "tanh"  # a key of GELUS
+    remat: str = "none"  # a key of REMAT_POLICIES, to save memory in training
+    scan_blocks: bool = False  # compile one block for all: faster on TPU, slower on CPU
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images [batch, height, width, channels], in [-1, 1], to float32 logits.
+
+        Logits are [batch, num_classes]. A model without a head returns pre_logits
+        [batch, hidden_dim], which are in the collection "intermediates" in any case.
+        `train` turns dropout and stochastic depth on (rng `dropout`). Raises ValueError
+        if the image cannot be cut into whole patches.
+        """
+        size = tuple(self.patches.size)
+        count_patches(inputs.shape[1:3], size)  # Conv would leave out the last pixels
+        conv = nn.Conv(
+            self.hidden_dim, size, size, "VALID", dtype=self.dtype, name="stem"
+        )
+        x = rearrange(conv(inputs), "n h w c -> n (h w) c")
+        sizes = (self.gate_dim, self.gate_bias, self.channels_mlp_dim)
+        blocks = [
+            MixerBlock(
+                *sizes,
+                self.dropout_rate,
+                self.dtype,
+                self.gelu,
+                name=f"MixerBlock_{i}",
+            )
+            for i in range(self.num_blocks)
+        ]
+        keep: Any = self.num_blocks * [(1, 1)]
+        if train and self.stoch_depth:
+            rng, shape = self.make_rng("dropout"), (self.num_blocks, len(x))
+            keep = draw_stochastic_depth(rng, self.stoch_depth, shape, self.dtype)
+        x = run_blocks(blocks, x, keep, train, self.remat, self.scan_blocks)
+        x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = jnp.mean(x, axis=1, dtype=jnp.float32)
+        self.sow("intermediates", "pre_logits", x)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=zeros, name="head")(x)
+        return x
+
+
+def create_model(name: str, num_classes: int | None = 1000, **fields: Any) -> MlpMixer:
+    """Returns a variant, with any field of MlpMixer changed.
+
+    Args:
+      name: such as "B/16" or "Mixer-B_16"; ValueError if VARIANTS has no such name.
+      num_classes: classes of the head; 0 or None for none.
+      **fields: fields of MlpMixer; TypeError if it has no such field.
+    """
+    fields = {**vars(get_variant(name)), "model_name": name, **fields}
+    return MlpMixer(num_classes=num_classes, **fields)
