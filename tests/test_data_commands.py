@@ -8,6 +8,7 @@ import cv2
 import pytest
 
 from mixer_jax import cli
+from mixer_jax.cli import models, runs
 from mixer_jax.data.preprocess import EVALUATIONS
 
 from .examples import write_folder, write_mixed_folder
@@ -114,11 +115,11 @@ def test_plot(tmp_path, mixer_jax):
 
 
 def test_the_command_line_takes_every_evaluation():
-    assert typing.get_args(cli.Evaluation) == tuple(EVALUATIONS)
+    assert typing.get_args(models.Evaluation) == tuple(EVALUATIONS)
 
 
 def test_configs_are_read_as_train_py_reads_them():
-    config = cli.load_config(f"{CONFIGS / 'b16.py'}:cifar100", ["config.base_lr=1"])
+    config = runs.load_config(f"{CONFIGS / 'b16.py'}:cifar100", ["config.base_lr=1"])
     assert config.dataset == "cifar100"
     assert config.base_lr == 1.0
     assert config.is_locked

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mixer_jax import cli
+from mixer_jax.cli.app import UsageError
+from mixer_jax.cli.runs import load_config
 
 from ..test_train import load, train
 
@@ -46,8 +47,8 @@ def broken(request, tmp_path):
 
 def test_an_error_in_a_config_file_is_shown_with_its_line(broken):
     path, message = broken
-    with pytest.raises(cli.UsageError) as error:
-        cli.load_config(str(path), ["config.batch=8"])
+    with pytest.raises(UsageError) as error:
+        load_config(str(path), ["config.batch=8"])
     assert str(error.value).startswith(str(path))
     assert message in str(error.value)
     assert len(str(error.value)) < 500
@@ -85,8 +86,8 @@ def test_a_config_that_is_not_there():
 def test_a_wrong_value_of_the_command_line(override, message):
     from configs import digits
 
-    with pytest.raises(cli.UsageError) as error:
-        cli.load_config(digits.__file__, [override])
+    with pytest.raises(UsageError) as error:
+        load_config(digits.__file__, [override])
     assert message in str(error.value)
 
 

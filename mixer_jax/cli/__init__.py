@@ -1,0 +1,47 @@
+"""The command mixer-jax: parses the command line, calls, prints.
+
+A subcommand is a function below `app.command` in `models` or `runs`: its arguments are
+the flags, its docstring the help.
+"""
+
+import logging
+import os
+import sys
+
+from absl import logging as absl_logging
+
+# Importing them registers their subcommands.
+from mixer_jax.cli import models as models
+from mixer_jax.cli import runs as runs
+from mixer_jax.cli.app import UsageError, app
+from mixer_jax.data.dataset import DatasetError
+from mixer_jax.files import FileError
+from mixer_jax.weights.export import ExportError
+from mixer_jax.weights.layout import CheckpointError
+
+
+def main() -> None:
+    """Runs the subcommand that the command line names."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
+    # tyro knows only flags that are declared, so overrides become positional.
+    options = [x for x in sys.argv[1:] if not x.startswith("--config.")]
+    overrides = [x for x in sys.argv[1:] if x.startswith("--config.")]
+    try:
+        app.cli(
+            prog="mixer-jax",
+            description="Uses models that mixer_jax has trained or can read.",
+            args=[*options, *(x.removeprefix("--") for x in overrides)] or ["--help"],
+        )
+    except BrokenPipeError:  # the reader of the output, such as head, is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (
+        CheckpointError,
+        DatasetError,
+        ExportError,
+        FileError,
+        UsageError,
+        OSError,
+    ) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
