@@ -1,5 +1,6 @@
 """The work directory of a run: what it records, and which runs it refuses."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mixer_jax.files import replace_when_whole
+from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.training import sharding
@@ -59,8 +61,11 @@ def _check_config_is_the_same(config: Config, workdir: pathlib.Path) -> None:
     has_result = (workdir / "final.npz").exists() or bool(saved_steps(workdir))
     if not path.exists() or not has_result:
         return
-    old = ADDED_KEYS | flatten(json.loads(path.read_text("utf-8")))
     new = flatten(_as_json(config))
+    # A field that was added to the model since then had its default.
+    fields = {f"model.{x.name}": x.default for x in dataclasses.fields(MlpMixer)}
+    added = ADDED_KEYS | {k: fields[k] for k in fields.keys() & new.keys()}
+    old = added | flatten(json.loads(path.read_text("utf-8")))
     missing = object()
     keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
     if set(keys) - FREE_KEYS:

@@ -32,7 +32,11 @@ def test_a_whole_checkpoint_is_a_result(tmp_path):
 def remove_from_config(workdir, key):
     path = workdir / "config.json"
     config = json.loads(path.read_text())
-    del config[key]
+    *path_to_key, last = key.split(".")
+    node = config
+    for part in path_to_key:
+        node = node[part]
+    del node[last]
     path.write_text(json.dumps(config))
 
 
@@ -48,6 +52,16 @@ def test_a_run_of_before_a_key_was_added_goes_on(tmp_path, monkeypatch):
     trainer.train_and_evaluate(tiny_config(), tmp_path / "whole")
     trainer.train_and_evaluate(tiny_config(), tmp_path / "old")
     assert_bit_equal(final_params(tmp_path / "old"), final_params(tmp_path / "whole"))
+
+
+def test_a_field_that_was_added_to_the_model_had_its_default(tmp_path):
+    trainer.train_and_evaluate(tiny_config(total_steps=1), tmp_path)
+    remove_from_config(tmp_path, "model.gelu")
+    trainer.train_and_evaluate(tiny_config(total_steps=1), tmp_path)
+    remove_from_config(tmp_path, "model.gelu")
+    config = tiny_config(total_steps=1, **{"model.gelu": "erf"})
+    with pytest.raises(trainer.ConfigError, match=r"model.gelu: tanh there, erf now"):
+        trainer.train_and_evaluate(config, tmp_path)
 
 
 def test_a_key_that_is_absent_without_a_default_is_named(tmp_path):
