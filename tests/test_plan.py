@@ -27,6 +27,7 @@ def test_unknown_topology(topology):
         plan(tiny_config(), topology)
 
 
+@pytest.mark.slow
 def test_slices_of_the_batch_do_the_work_of_the_whole():
     whole = plan(tiny_config(batch=64), "local", 10)
     assert whole.chips == 8
