@@ -15,6 +15,7 @@ from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.run import config_file, trainer
 from mixer_jax.training import processes
+from mixer_jax.training.logs import TRACEBACK_NOTE
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,9 +62,11 @@ def main(argv: list[str]) -> None:
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except Exception as error:
-        if not hasattr(error, "__notes__"):  # a note says where the traceback is
+        notes = getattr(error, "__notes__", [])  # JAX adds some too
+        where = [note for note in notes if note.startswith(TRACEBACK_NOTE)]
+        if not where:
             raise
-        sys.exit("\n".join([f"{type(error).__name__}: {error}", *error.__notes__]))
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *where]))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer = "sgd"  # with momentum 0.9; or "adam"
     config.optim_dtype = "bfloat16"  # of the momentum; of Adam's first moment
-    config.grad_norm_clip = 1.0  # highest global norm of the gradient
+    config.grad_norm_clip = 1.0  # highest global norm of the gradient; 0: no limit
     config.weight_decay = 0.0  # of kernels, decoupled, per unit of learning rate
     config.base_lr = 0.03
     config.warmup_steps = 500
@@ -105,8 +105,12 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     added there is a key here.
     """
     sizes = get_variant(name)
-    fields = {x.name: x.default for x in dataclasses.fields(MlpMixer)}
-    del fields["num_classes"], fields["parent"], fields["name"]  # the last two: Flax's
+    fields = {
+        x.name: x.default
+        for x in dataclasses.fields(MlpMixer)
+        if x.default is not dataclasses.MISSING
+    }
+    del fields["parent"], fields["name"]  # Flax's
     fields |= vars(sizes)
     fields |= {"model_name": name, "patches": {"size": sizes.patches.size}}
     # None: what suits the device. That is bfloat16 and "blocks" on TPU, and float32 and

@@ -177,10 +177,10 @@ def plan(
       PlanError: there is no such topology, or libtpu is not installed.
     """
     devices = _devices(topology)
+    check_config(config)
     config = for_platform(config, devices[0].platform)
     kind = devices[0].device_kind
     chip = next((x for x in CHIPS.values() if x.device_kind == kind), Chip(kind))
-    check_config(config)
     check_devices(config, len(devices))
 
     def compile_with(

@@ -226,8 +226,14 @@ def test_help(mixer_jax):
         ("inspect {tmp_path}", "CheckpointError: .* is a folder without a config.json"),
         ("evaluate {run} --dataset digit", "DatasetError: There is no dataset 'digit'"),
         ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
-        ("evaluate {run}/final.npz", "UsageError: Name a --dataset"),
-        ("evaluate imagenet1k/Mixer-L_16", "UsageError: Name a --dataset"),
+        (
+            "evaluate {run}/final.npz",
+            r"UsageError: .* is not a folder. Name the workdir",
+        ),
+        (
+            "evaluate imagenet1k/Mixer-L_16",
+            r"UsageError: .* is not a folder. Name the workdir",
+        ),
         ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
         ("predict {run}", "UsageError: Name images"),
         ("predict {run} nowhere", "FileNotFoundError: nowhere: no such file"),

@@ -15,6 +15,7 @@ from mixer_jax.cli import models as models
 from mixer_jax.cli import runs as runs
 from mixer_jax.cli.app import UsageError, app
 from mixer_jax.data.dataset import DatasetError
+from mixer_jax.data.decode import ImageError
 from mixer_jax.files import FileError
 from mixer_jax.weights.export import ExportError
 from mixer_jax.weights.layout import CheckpointError
@@ -41,6 +42,7 @@ def main() -> None:
         DatasetError,
         ExportError,
         FileError,
+        ImageError,
         UsageError,
         OSError,
     ) as error:

@@ -114,7 +114,10 @@ def evaluate(
     from mixer_jax.visualize import plot_confusion_matrix
 
     if dataset is None and not pathlib.Path(model).expanduser().is_dir():
-        raise UsageError("Name a --dataset; only the workdir of a run has one.")
+        raise UsageError(
+            f"{model} is not a folder. Name the workdir of a run; a model of any other "
+            "kind needs a --dataset."
+        )
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
     loaded, transform = flags.load(model)

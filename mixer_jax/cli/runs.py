@@ -167,7 +167,7 @@ def plot(
     """Draws loss, accuracy, learning rate and speed of one or several runs by step.
 
     Args:
-      workdirs: of the runs, which may still be going on.
+      workdirs: the work directories of the runs, finished or not.
       output: the PNG file to write.
     """
     from mixer_jax.visualize import draw_runs

@@ -10,7 +10,6 @@ from typing import Any
 import ml_collections
 
 from mixer_jax.run.keys import KEYS
-from mixer_jax.training.losses import LOSSES as LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +46,10 @@ def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
         if not key.startswith("model.") and _row(key) not in KEYS:
             close = difflib.get_close_matches(key, KEYS, 1)
             yield (
-                f"The config has a key {key} that nothing reads."
+                f"The config has a key {key}, which mixer_jax/run/keys.py does not "
+                "list."
                 + (f" Did you mean {close[0]}?" if close else "")
-                + " The values of a new key are listed in mixer_jax/run/keys.py."
+                + " A new key gets a row there."
             )
     # A fork may do without a field of the model.
     needed = [key for key in KEYS if not key.startswith(("model.", "evals."))]

@@ -40,7 +40,7 @@ def _reason(error: BaseException) -> str:
 
 def _lines_of_config(error: BaseException) -> list[str]:
     """Returns the lines, from the config file on, that an error passed."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and not str(error.filename).startswith("<"):
         return [f"{error.filename}:{error.lineno}"]
     frames = traceback.extract_tb(error.__traceback__)
     names = [frame.name for frame in frames]

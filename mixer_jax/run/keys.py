@@ -9,6 +9,7 @@ from typing import Any
 from mixer_jax.blocks import REMAT_POLICIES
 from mixer_jax.data.permute import PERMUTATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
+from mixer_jax.model import GELUS
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
 
@@ -26,9 +27,9 @@ class Values:
     include: Callable[[Any], bool]
 
     def or_none(self) -> "Values":
-        """Returns these values, and None."""
-        expected = f"{self.expected}, or None"
-        return Values(expected, lambda x: x is None or self.include(x))
+        """Returns these values, and None; a flag gives None as an empty text."""
+        expected = f"{self.expected}, or None (in a flag: '')"
+        return Values(expected, lambda x: x in (None, "") or self.include(x))
 
 
 def _is_whole(x: Any, low: float = -math.inf) -> bool:
@@ -111,7 +112,7 @@ KEYS = {
         "(layers, magnitude), a whole number and a number, both at least 0",
         lambda x: _is_pair(x) and _is_whole(x[0], 0) and _is_number(x[1], 0),
     ),
-    "pp.permute": _one_of(None, "", *PERMUTATIONS),
+    "pp.permute": _one_of(*PERMUTATIONS).or_none(),
     "seed": Values(
         "a whole number from 0 to 2**32 - 1", lambda x: _is_whole(x, 0) and x < 2**32
     ),
@@ -128,9 +129,7 @@ KEYS = {
     "head_bias_init": Values("a number", _is_number),
     "optimizer": _one_of(*OPTIMIZERS),
     "optim_dtype": _one_of("float32", "bfloat16"),
-    "grad_norm_clip": Values(
-        "a number above 0", lambda x: _is_number(x, 0) and x > 0
-    ).or_none(),
+    "grad_norm_clip": _number(0).or_none(),
     "weight_decay": _number(0),
     "base_lr": _number(0),
     "warmup_steps": _whole(0),
@@ -153,7 +152,7 @@ KEYS = {
     "evals.*.dataset": TEXT.or_none(),
     "evals.*.split": SPLIT,
     "evals.*.label_key": TEXT.or_none(),
-    "evals.*.evaluation": _one_of(None, *EVALUATIONS),
+    "evals.*.evaluation": _one_of(*EVALUATIONS).or_none(),
     "evals.*.resize": _whole(0),
     "evals.*.every": _whole(0),
     "evals.*.train_split": SPLIT,
@@ -179,5 +178,5 @@ KEYS = {
     "model.dtype": _one_of(None, "float32", "bfloat16"),
     "model.remat": _one_of(None, *REMAT_POLICIES),
     "model.scan_blocks": BOOL,
-    "model.gelu": _one_of("tanh", "erf"),
+    "model.gelu": _one_of(*GELUS),
 }

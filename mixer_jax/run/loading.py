@@ -13,8 +13,9 @@ from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
-from mixer_jax.run.config import LOSSES, ConfigError
+from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
+from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.weights.layout import (
     CheckpointError,

@@ -1,8 +1,9 @@
 """One run: `train_and_evaluate(config, workdir)`.
 
-The loop reads save, evaluate, next batch, step. All that a step depends on is in the
-state, or follows from the config's seed and the number of the step. So a run that was
-stopped and started again ends with the same parameters as one that was not.
+It reads restore, then in a loop save, evaluate, next batch, step. All that a step
+depends on is in the state, or follows from the config's seed and the number of the
+step. So a run that was stopped and started again ends with the same parameters as one
+that was not.
 """
 
 import contextlib
@@ -96,11 +97,12 @@ def train_and_evaluate(
             stopping = stop_requested() or checkpoints.reached_preemption(step)
             due = stopping or is_last or step % config.checkpoint_every == 0
             if due and step > start_step:
-                with (
-                    reporter.paused()
-                ):  # raises first if this step's loss is not finite
+                # Raises an error before the save if this step's loss is not finite.
+                with reporter.paused():
                     checkpoints.save(step, state)
-            if stopping:  # what stops the run may not wait for evaluators
+            if (
+                stopping and not is_last
+            ):  # what stops the run may not wait for evaluators
                 checkpoints.wait()
                 raise RunStopped(step, config.total_steps, workdir)
             for evaluator in evaluators:

@@ -63,9 +63,12 @@ def _check_config_is_the_same(config: Config, workdir: pathlib.Path) -> None:
         return
     new = flatten(_as_json(config))
     # A field that was added to the model since then had its default.
-    fields = {f"model.{x.name}": x.default for x in dataclasses.fields(MlpMixer)}
-    added = ADDED_KEYS | {k: fields[k] for k in fields.keys() & new.keys()}
-    old = added | flatten(json.loads(path.read_text("utf-8")))
+    fields = {
+        f"model.{x.name}": json.loads(json.dumps(x.default))  # tuples as lists
+        for x in dataclasses.fields(MlpMixer)
+        if f"model.{x.name}" in new and x.default is not dataclasses.MISSING
+    }
+    old = ADDED_KEYS | fields | flatten(json.loads(path.read_text("utf-8")))
     missing = object()
     keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
     if set(keys) - FREE_KEYS:

@@ -14,6 +14,8 @@ from mixer_jax.training.processes import RunStopped
 
 PROGRESS = logging.DEBUG  # lines that a progress bar makes superfluous
 
+TRACEBACK_NOTE = "The traceback is in"  # begins a note on an error
+
 
 class _ConsoleHandler(logging.Handler):
     """Prints messages above the progress bar, if there is one."""
@@ -26,7 +28,8 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(prefix + self.format(record), file=sys.stdout)
             sys.stdout.flush()
         except OSError:  # such as a closed pipe to `head`: the run continues
-            _discard_output()
+            with contextlib.suppress(OSError):  # it is no real file, as in a notebook
+                _discard_output()
 
 
 def _discard_output() -> None:
@@ -72,7 +75,7 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
         if is_main:
             file.handle(record := _last_record(error))
             if record.exc_info:
-                error.add_note(f"The traceback is in {file.baseFilename}.")
+                error.add_note(f"{TRACEBACK_NOTE} {file.baseFilename}.")
         raise
     finally:
         logging.captureWarnings(False)

@@ -37,13 +37,16 @@ class ProcessError(RuntimeError):
 
 
 class RunStopped(Exception):  # noqa: N818 - it is no error
-    """A signal asked the run to stop, and its state has been saved."""
+    """A signal asked the run to stop. What it had computed is saved."""
 
     def __init__(self, step: int, total_steps: int, workdir: pathlib.Path):
-        super().__init__(
-            f"Stopped at step {step} of {total_steps}. The same command continues from "
-            f"there, in {workdir}."
-        )
+        text = "Stopped before the first step; nothing is lost."
+        if step:
+            text = (
+                f"Stopped at step {step} of {total_steps}. The same command continues "
+                f"from there, in {workdir}."
+            )
+        super().__init__(text)
 
 
 def initialize(

@@ -46,7 +46,8 @@ class Profiler(contextlib.AbstractContextManager["Profiler"]):
         if self._is_tracing:
             self._is_tracing = False
             jax.profiler.stop_trace()
-            logger.info("profile  of %d steps in %s", self._num_steps, self._folder)
+            steps = min(self._seen - WARMUP_STEPS, self._num_steps)
+            logger.info("profile  of %d steps in %s", steps, self._folder)
 
     def __exit__(self, *error: object) -> None:
         """Ends the trace, if the run ends in it."""

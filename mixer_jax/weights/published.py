@@ -112,7 +112,8 @@ def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str,
     path = resolve(name_or_path)
     params = npz.read_checkpoint(path)
     if name := published_name(os.fspath(name_or_path)):
-        _check_published(layout.shapes_of(params), PUBLISHED[name], path)
+        advice = "Delete the file to have it fetched again."
+        _check_published(layout.shapes_of(params), PUBLISHED[name], str(path), advice)
     return path, params
 
 
@@ -189,7 +190,7 @@ def is_cached(name: str) -> bool:
 def without_secrets(text: str) -> str:
     """Returns a text without the passwords and queries of the URLs in it."""
     text = re.sub(r"(?<=//)[^/@\s]+@", "", text)
-    return re.sub(r"(?<=\w)\?[^\s'\")]+", "?...", text)
+    return re.sub(r"(?<=\S)\?[^\s'\")]+", "?...", text)
 
 
 def _cache_path(name: str) -> pathlib.Path:
@@ -261,18 +262,18 @@ def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None
         )
     shapes = npz.read_shapes(path)
     if published:
-        _check_published(shapes, published, path)
+        _check_published(shapes, published, "What arrived", "Try again.")
 
 
 def _check_published(
-    shapes: layout.Shapes, published: PublishedFile, path: pathlib.Path
+    shapes: layout.Shapes, published: PublishedFile, where: str, advice: str
 ) -> None:
     """Checks sizes and keys, by names alone: this code's model may be changed."""
-    sizes = layout.infer_sizes(shapes, str(path))
+    sizes = layout.infer_sizes(shapes, where)
     wrong = names.differences(shapes)
     if sizes != published.sizes or wrong:
         about = (
-            f"{path} holds a {sizes}; the published file holds a {published.sizes}. "
-            "Delete the file to have it fetched again."
+            f"{where} holds a {sizes}; the published file holds a {published.sizes}. "
+            f"{advice}"
         )
         raise CheckpointError("\n  ".join([about, *wrong]))

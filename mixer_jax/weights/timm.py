@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mixer_jax.files import replace_when_whole
+from mixer_jax.model import GELUS
 from mixer_jax.weights import layout, names, npz
 
 logger = logging.getLogger(__name__)
@@ -113,8 +114,8 @@ def save_timm(
       FileError: `path` is a URL.
       ValueError: `gelu` is unknown.
     """
-    if gelu not in ("tanh", "erf"):
-        raise ValueError(f"gelu is {gelu!r}, expected 'tanh' or 'erf'.")
+    if gelu not in GELUS:
+        raise ValueError(f"gelu is {gelu!r}, expected {' or '.join(GELUS)}.")
     flat = layout.flatten(params)
     if wrong := names.differences(flat):
         about = f"{path}: not written. timm's Mixer has the published parameters only:"

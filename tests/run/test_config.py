@@ -48,7 +48,7 @@ WRONG = [
     ("dataset", None),
     ("tfds_data_dir", "None"),
     ("tfds_manual_dir", 3),
-    ("pp.train", ""),
+    ("pp.train", 3),
     ("pp.test", 5),
     ("pp.crop", 0),
     ("pp.crop", 8.0),
@@ -85,7 +85,6 @@ WRONG = [
     ("head_bias_init", float("nan")),
     ("optimizer", "lamb"),
     ("optim_dtype", "fp16"),
-    ("grad_norm_clip", 0.0),
     ("grad_norm_clip", -1.0),
     ("weight_decay", -0.1),
     ("base_lr", -1.0),
@@ -107,7 +106,7 @@ WRONG = [
     ("profile_steps", -1),
     ("mesh.fsdp", 0),
     ("evals.more.type", "knn"),
-    ("evals.more.dataset", ""),
+    ("evals.more.dataset", 3),
     ("evals.more.split", None),
     ("evals.more.label_key", 1),
     ("evals.more.evaluation", "crop"),
@@ -135,6 +134,11 @@ WRONG = [
 def test_every_row_is_tried_with_a_wrong_value():
     tried = {key.replace("evals.more.", "evals.*.") for key, _ in WRONG}
     assert tried == set(KEYS)
+
+
+def test_texts_that_a_flag_leaves_empty_are_none_and_clip_0_is_no_limit():
+    config = tiny_config(grad_norm_clip=0.0, **{"pp.train": "", "pp.permute": ""})
+    check_config(config)
 
 
 @pytest.fixture
@@ -197,8 +201,8 @@ def test_all_wrong_values_are_named_at_once(refuse):
             "batch_eval is 4; with 8 devices it must be a multiple of 8",
         ),
         ({"evals.mine": {}}, "evals.mine has no dataset"),
-        ({"new_key": 3}, "a key new_key that nothing reads"),
-        ({"base_lrs": 0.1}, "nothing reads. Did you mean base_lr?"),
+        ({"new_key": 3}, "a key new_key, which mixer_jax/run/keys.py does not list"),
+        ({"base_lrs": 0.1}, "does not list. Did you mean base_lr?"),
         ({"model.gama": 1.0}, "gama (MlpMixer has no such field)"),
     ],
 )

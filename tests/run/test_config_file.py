@@ -80,6 +80,7 @@ def test_a_config_that_is_not_there():
         ("config.pp.crap=1", "no key 'crap'\nDid you mean \"crop\" instead"),
         ("config.mode.gelu=erf", "no key 'mode'\nDid you mean \"model\" instead"),
         ("config.pp.crop.x=1", "Attempting to lookup: pp.crop.x"),
+        ("config.pp.area_range=(1,", "flag --config.pp.area_range=(1,: Error while"),
         ("config.batch=many", "flag --config.batch=many: invalid literal for int()"),
     ],
 )
