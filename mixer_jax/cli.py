@@ -22,9 +22,11 @@ from ml_collections import config_flags
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from mixer_jax.data.dataset import DatasetError, default_splits, open_dataset
-from mixer_jax.data.folders import find_images
+from mixer_jax.data.dataset import DatasetError, open_dataset
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.splits import choose_splits
+from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import FileError, replace_when_whole
@@ -151,7 +153,8 @@ def evaluate(
         split = split or config["pp"]["test"]
         tfds_data_dir = tfds_data_dir or config["tfds_data_dir"]
     assert dataset is not None
-    split = split or default_splits(dataset)[1]
+    opened = open_dataset(dataset, data_dir=tfds_data_dir)
+    split = choose_splits(dataset, opened, test=split)[1]
     num_classes = loaded.model.num_classes or 0
     if confusion_matrix and num_classes > 50:
         raise UsageError(f"No confusion matrix of {num_classes} classes: 50 at most.")
@@ -159,7 +162,7 @@ def evaluate(
         loaded.model,
         loaded.params,
         transform,
-        open_dataset(dataset, data_dir=tfds_data_dir),
+        opened,
         split,
         class_names=loaded.class_names,
         loss_fn=loaded.loss_fn,
@@ -376,7 +379,7 @@ def preview(
     data = open_data(loaded)
     draw_preview(
         output,
-        title=f"What the model sees of {loaded.dataset}: "
+        title=f"What the model sees of {printable(loaded.dataset)}: "
         f"{loaded.pp.crop} x {loaded.pp.crop} pixels",
         train_source=data.train_source,
         test_source=data.test_source,
@@ -386,7 +389,7 @@ def preview(
         seed=loaded.seed,
         num_rows=rows,
     )
-    print(output)
+    print(printable(output))
 
 
 @app.command
@@ -444,7 +447,7 @@ def plot(
         draw_runs(output, workdirs)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(output)
+    print(printable(output))
 
 
 @app.command

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from mixer_jax.data.dataset import DatasetError, open_dataset
-from mixer_jax.data.folders import find_images
+from mixer_jax.data.walk import find_images
 
 from ..examples import labels, write_folder
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from mixer_jax.data.permute import permute_patches, permute_pixels
-from mixer_jax.model import MlpMixer, Patches
+from mixer_jax.model import MlpMixer
+from mixer_jax.variants import Patches
 
 
 def indices(height: int, width: int) -> np.ndarray:
