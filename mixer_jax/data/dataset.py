@@ -219,27 +219,31 @@ def _no_dataset(name: str) -> str:
     """Says where a dataset was looked for, and what is there of a similar name."""
     from mixer_jax.data.tfds import known_names
 
-    tried = pathlib.Path(os.path.abspath(os.path.expanduser(name.strip())))
+    name = name.strip()
     if "://" in name:
         return f"{name!r} is an address. Download it and unpack it first. {_EXPECTED}"
-    message = (
-        f"There is no folder or .csv/.tsv file {printable(tried)!r}, and {name!r} is "
-        "no dataset of TensorFlow Datasets."
-    )
-    slashes = name.strip().replace("\\", "/")
-    if os.path.exists(slashes):
-        return f"{message} Did you mean {slashes!r}, with / for the backslash?"
+    tried = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
+    is_path = pathlib.Path(name).is_absolute() or name.startswith((".", "~"))
+    shown = f"folder or .csv/.tsv file {printable(tried)!r}"
+    message = f"There is no {shown}."
+    if not is_path:
+        message = (
+            f"There is no dataset {printable(name)!r}: neither a {shown} nor a dataset "
+            "of TensorFlow Datasets."
+        )
+    if os.path.exists(name.replace("\\", "/")):
+        return f"{message} Write it with / for the backslash."
     parent = next(x for x in tried.parents if x.is_dir())
     missing = tried.relative_to(parent).parts[0]
-    around = {x.lower(): x for x in map(printable, os.listdir(parent))}
-    here = difflib.get_close_matches(missing.lower(), around, 3)
-    close = [repr(str(parent / around[x])) for x in here]
-    known = {squashed(x): x for x in known_names()}
-    if not pathlib.Path(name).is_absolute() and not name.startswith((".", "~")):
-        catalogue = difflib.get_close_matches(squashed(name), known, 3)
-        close += [f"{known[x]!r} of TensorFlow Datasets" for x in catalogue]
     if parent != tried.parent:
-        message += f" The folder {printable(parent)} has no {missing!r}."
+        message += f" {printable(parent)} holds no {printable(missing)!r}."
+    around = {printable(x).lower(): printable(parent / x) for x in os.listdir(parent)}
+    near = difflib.get_close_matches(printable(missing).lower(), around, 3)
+    close = [repr(around[x]) for x in near]
+    if re.fullmatch(r"[\w -]+([/:][^/]*)?", name):  # and no path
+        known = {squashed(x): x for x in ("digits", *known_names())}
+        near = difflib.get_close_matches(squashed(name), known, 3)
+        close += [repr(known[x]) for x in near]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"{message}{hint} {_EXPECTED}"
 

@@ -15,7 +15,7 @@ from mixer_jax.data.names import (
     printable,
     split_kinds,
 )
-from mixer_jax.data.walk import IMAGE_ENDINGS, Folder, each_once, is_image, scan
+from mixer_jax.data.walk import IMAGE_ENDINGS, File, Folder, each_once, is_image, scan
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
     folder = scan(root)
     if not folder.num_images:
         raise DatasetError(_without_images(folder))
-    folder = _unwrapped(folder, set())
+    folder = _unwrapped(folder)
     splits = _find_splits(folder)
     found = sorted({name for x in splits.values() for name in x.classes})
     clean = clean_classes(where, found)
     rows: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
-    real_files: dict[str, set[str]] = {}
+    kept: dict[str, list[File]] = {}
     for split, members in splits.items():
         _refuse_other_levels(members, set(found))
         files = [
@@ -57,12 +57,11 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
         images = [(x, name) for x, name in files if is_image(x.path)]
         images = each_once(f"{where}, {split}" if len(splits) > 1 else where, images)
         rows[split] = [(file.path, name) for file, name in images]
-        if any(file.linked for file, _ in images):
-            real_files[split] = {file.real for file, _ in images}
+        kept[split] = [file for file, _ in images]
         _warn_of_loose_images(members)
     if folder not in splits.values():
         _warn_of_loose_images(folder)
-    _warn_of_shared_files(where, real_files)
+    _warn_of_shared_files(where, kept)
     if ignored:
         logger.warning(
             "%s: ignored %d files that are not %s (%s)",
@@ -79,19 +78,20 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
     return list_files(where, folder.path, rows, classes)
 
 
-def _unwrapped(folder: Folder, classes: set[str]) -> Folder:
+def _unwrapped(folder: Folder, classes: set[str] | None = None) -> Folder:
     """Returns the folder below one or several that hold nothing but one folder.
 
     Args:
-      folder: perhaps such a folder.
-      classes: names of known classes; a folder of this name is one.
+      folder: perhaps such a folder; a dataset's, or a split's.
+      classes: of a split, the names of known classes; a folder of such a name is one.
     """
     while len(folder.classes) == 1 and not folder.images:
         ((name, inner),) = folder.classes.items()
-        is_split = name in split_kinds([name]) and not any(
-            name in split_kinds([name]) for name in inner.classes
-        )
-        if inner.images or is_split or clean_name(name) in classes:
+        if classes is None:  # a dataset with one split: train/<class>
+            stop = bool(split_kinds([name])) and not split_kinds(inner.classes)
+        else:
+            stop = clean_name(name) in classes
+        if stop or inner.images:
             break
         logger.warning(
             "%s holds images in the folder %s alone; that is taken for the dataset or "
@@ -120,8 +120,8 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
             )
         if kinds:
             logger.warning(
-                "%s: %s are taken for classes, not for splits, since there is no "
-                "folder to train on that holds folders of classes",
+                "%s: taken for classes and not for splits: %s; no folder to train on "
+                "holds folders of classes",
                 where,
                 printable(listing(list(kinds))),
             )
@@ -131,7 +131,7 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
                 "%s: no images in %s; left out", where, printable(listing(empty))
             )
         return {"train": folder}
-    train = find_split("train", training)
+    train = find_split("train", with_classes)
     if train is None:
         raise DatasetError(
             f"{where}: the folders {printable(' and '.join(training))} could be the "
@@ -158,6 +158,8 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
             if found
             else f"{printable(name)} is no split: its images are not in class folders",
         )
+    if find_split("train", list(splits)) is None:  # pets_train, without its pets_test
+        splits["train"] = splits.pop(train)
     usual = {find_split(x, list(splits)): x for x in ("train", "test", "validation")}
     taken = {name: usual.get(name, "another split") for name in splits}
     if any(x not in (name, "validation") for name, x in taken.items()):
@@ -196,8 +198,11 @@ def _warn_of_loose_images(folder: Folder) -> None:
         )
 
 
-def _warn_of_shared_files(where: str, real_files: dict[str, set[str]]) -> None:
+def _warn_of_shared_files(where: str, splits: dict[str, list[File]]) -> None:
     """Warns of files that links put into several splits."""
+    if not any(file.linked for files in splits.values() for file in files):
+        return
+    real_files = {split: {x.real for x in files} for split, files in splits.items()}
     names = list(real_files)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:

@@ -1,5 +1,6 @@
 """What the contents of an image file say of themselves, and what is wrong with them."""
 
+import codecs
 import re
 import struct
 import zlib
@@ -49,16 +50,13 @@ def kind_of_file(data: bytes) -> str:
         if whole(data):
             return f"a {kind} that is cut off, damaged or of a kind that is not read"
     if not any(data[:1024]):
-        return "damaged: the file begins with zeros"
-    try:
-        text = data[:64].decode("utf-8", "strict" if len(data) < 64 else "ignore")
+        return "damaged or not an image: the file begins with zeros"
+    try:  # the last letter may be cut in two
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[:64])
+        if "".join(text.split()).isprintable():
+            return f"damaged or not an image: a text that begins {text.strip()[:40]!r}"
     except UnicodeDecodeError:
-        text = ""
-    if (
-        text.replace("\n", "").replace("\t", "").replace("\r", "").isprintable()
-        and text
-    ):
-        return f"a text: {text.strip()[:40]!r}"
+        pass
     return f"damaged or not an image: the file begins with {data[:8]!r}"
 
 

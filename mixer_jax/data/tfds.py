@@ -214,9 +214,11 @@ def _wrong_variant(name: str, error: Exception) -> str:
     builder = tfds.builder_cls(re.split("[:/]", name)[0])
     versions = [builder.VERSION, *builder.SUPPORTED_VERSIONS]
     configs = [config.name for config in builder.BUILDER_CONFIGS]
-    text = f"There is no {name!r} of TensorFlow Datasets: {str(error).splitlines()[-1]}"
+    text = f"TensorFlow Datasets has no {name!r}."
     if ":" in name:
         text += f" Expected the version {listing(list(map(str, versions)))}, or none."
+    elif "/" not in name:
+        text += f" {str(error).splitlines()[-1]}"
     if "/" in name:
         text += (
             f" Expected {f'the config {listing(configs)}' if configs else 'no config'}."
