@@ -70,7 +70,7 @@ def test_labels_and_splits_are_cleaned(tmp_path, caplog):
     assert labels(dataset.split("test")) == [0]
     assert labels(dataset.split("holdout")) == [1]
     for line in (
-        "'cat' and ' cat '",
+        "' cat ' and 'cat'",
         "'Train' and 'TRAIN' are taken for one, 'Train'",
         "1 rows without a split are taken for 'Train'",
         "'holdout' (1 rows)",

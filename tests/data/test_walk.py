@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 
 def test_names_sort_alike_on_every_system(tmp_path):
-    """In Unicode's decomposed form, which macOS writes, e with an accent is before f."""
+    """Decomposed, as macOS writes it, an e with an accent would come before f."""
     for i, form in enumerate(("e\u0301.png", "\u00e9.png")):
         root = touch_folder(tmp_path / str(i), {})
         root.mkdir()
