@@ -240,7 +240,7 @@ def _no_dataset(name: str) -> str:
     around = {printable(x).lower(): printable(parent / x) for x in os.listdir(parent)}
     near = difflib.get_close_matches(printable(missing).lower(), around, 3)
     close = [repr(around[x]) for x in near]
-    if re.fullmatch(r"[\w -]+([/:][^/]*)?", name):  # and no path
+    if re.fullmatch(r"[\w -]+(:.*)?", name):  # and no path
         known = {squashed(x): x for x in ("digits", *known_names())}
         near = difflib.get_close_matches(squashed(name), known, 3)
         close += [repr(known[x]) for x in near]

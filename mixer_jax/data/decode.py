@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 
 from mixer_jax.data.formats import (
-    PNG,
     ImageError,
     check_whole,
     has_transparency,
+    is_png,
     is_tiff,
+    is_webp,
     kind_of_file,
     num_frames,
     orientation,
@@ -82,21 +83,20 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
     tiff = tiff_pages(data)[:1] if is_tiff(data) else []
     page = tiff[0] if tiff else {}
     _refuse_unusual(page)
+    # OpenCV turns JPEG and TIFF; PNG not with transparency, and WebP since version 5.
+    turn = orientation(data) if upright and (is_webp(data) or is_png(data)) else 1
     image = None
     if has_transparency(data):
         image = _without_transparency(data, page, name)
-        if image is not None and upright and not page:
-            image = _turned(image, orientation(data))
     if image is None:
-        deep = (data.startswith(PNG) and data[24] == 16) or _bits_per_sample(page) > 8
+        deep = (is_png(data) and data[24] == 16) or _bits_per_sample(page) > 8
         flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if deep else 0)
-        image = _imdecode(
-            data, flags | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-        )
-        image = _to_8_bits(image, data, page, name)
+        if not upright or turn > 1:
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        image = _to_8_bits(_imdecode(data, flags), data, page, name)
         if deep and page.get(262) == (0,):  # OpenCV does so for 8 bits alone
             image = 255 - image  # 0 means white
-    return image
+    return image if turn == 1 else _turned(image, turn)
 
 
 def _without_transparency(
@@ -114,7 +114,7 @@ def _without_transparency(
             # The colours are already multiplied with alpha: by OpenCV, or in the file.
             return np.minimum(rgb + 255 - alpha, 255).astype(np.uint8)
         return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if data.startswith(PNG) and data[25] == 0:  # OpenCV drops a grey PNG's transparency
+    if is_png(data) and data[25] == 0:  # OpenCV drops a grey PNG's transparency
         eight = np.where(image == _transparent_level(data), np.uint8(255), eight)
         return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
     if page and image.ndim == 2:
@@ -169,7 +169,7 @@ def _to_8_bits(
         )
     if bits is None or not 0 < bits < 16 or highest >= 2**bits:
         bits = 16
-    elif data.startswith(PNG):
+    elif is_png(data):
         step = 65535 / (2**bits - 1)
         if (np.abs(colours - np.rint(colours / step) * step) <= 1).all():
             bits = 16

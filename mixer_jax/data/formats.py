@@ -76,9 +76,9 @@ def check_whole(data: bytes) -> None:
     """
     if data.startswith(b"\xff\xd8"):
         _check_jpeg(data)
-    elif data.startswith(PNG):
+    elif is_png(data):
         _check_png(data)
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+    elif is_webp(data):
         length = 8 + int.from_bytes(data[4:8], "little")
         if len(data) < length:
             raise ImageError(f"the file is cut off: {len(data):,} of {length:,} bytes")
@@ -106,6 +106,8 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_png(data: bytes) -> None:
     """Compares the checksums of all parts without which there is no image."""
+    if data[12:16] != b"IHDR":
+        raise ImageError("the PNG is damaged: it has no header")
     for name, start, end in png_chunks(data):
         checksum = int.from_bytes(data[end : end + 4], "big")
         # The names of such parts begin with a capital letter.
@@ -125,6 +127,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if end + 4 > len(data):
             raise ImageError("the PNG is cut off or damaged: it has no end chunk")
         yield name, start, end
+
+
+def is_png(data: bytes) -> bool:
+    """Returns whether a file is a PNG."""
+    return data.startswith(PNG)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -159,7 +166,7 @@ def tiff_pages(data: bytes) -> list[dict[int, tuple[int, ...]]]:
             (count,) = struct.unpack_from(f"{order}H", data, start)
             for entry in range(start + 2, start + 2 + 12 * count, 12):
                 tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
-                if kind not in formats or length > 64:
+                if kind not in formats or not 0 < length <= 64:
                     continue
                 form = f"{order}{length}{formats[kind]}"
                 where = entry + 8
@@ -175,7 +182,7 @@ def tiff_pages(data: bytes) -> list[dict[int, tuple[int, ...]]]:
 
 def num_frames(data: bytes) -> int:
     """Returns how many images a GIF, TIFF, WebP or PNG file holds, as it says."""
-    if data.startswith(PNG):
+    if is_png(data):
         counts = (data[x : x + 4] for name, x, _ in png_chunks(data) if name == b"acTL")
         return int.from_bytes(next(counts, b"\1"), "big")
     if is_tiff(data):
@@ -192,6 +199,8 @@ def _num_gif_frames(data: bytes) -> int:
     def table(flags: int) -> int:
         return 3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0
 
+    if len(data) < 13:
+        return 1
     frames, position = 0, 13 + table(data[10])
     while position + 10 < len(data) and data[position] in (0x2C, 0x21):
         if data[position] == 0x2C:  # an image: its size, colours, and code size
@@ -216,7 +225,7 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def orientation(data: bytes) -> int:
     """Returns the EXIF orientation of a PNG or WebP, from 1 to 8; 1 is upright."""
-    chunks = png_chunks(data) if data.startswith(PNG) else riff_chunks(data)
+    chunks = png_chunks(data) if is_png(data) else riff_chunks(data)
     for name, start, end in chunks:
         if name in (b"eXIf", b"EXIF"):
             pages = tiff_pages(data[start:end].removeprefix(b"Exif\0\0"))
@@ -229,7 +238,7 @@ def significant_bits(data: bytes) -> int | None:
 
     A PNG says it in the chunk sBIT, a TIFF by the highest value of a sample.
     """
-    if data.startswith(PNG):
+    if is_png(data):
         bits = png_chunk(data, b"sBIT")
         colours = 3 if data[25] & 2 else 1
         return max(bits[:colours], default=None)
@@ -240,7 +249,7 @@ def significant_bits(data: bytes) -> int | None:
 
 def has_transparency(data: bytes) -> bool:
     """Returns whether a PNG, WebP, GIF or TIFF may have transparent pixels."""
-    if data.startswith(PNG):
+    if is_png(data):
         has_alpha = data[25] in (4, 6)  # grey with alpha, RGB with alpha
         return has_alpha or bool(png_chunk(data, b"tRNS"))
     if is_tiff(data):

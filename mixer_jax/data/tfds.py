@@ -191,12 +191,13 @@ def find_name(name: str, data_dir: str | None) -> str | None:
     import tensorflow_datasets as tfds
 
     name = name.strip()
-    if not re.fullmatch(r"[\w -]+(/[\w.+=,-]+)?(:[\w.*]+)?", name):
-        return None  # TensorFlow Datasets would ask the network for "a:b"
-    base, rest = re.fullmatch(r"([^:/]*)(.*)", name).groups()  # type: ignore[union-attr]
-    known = {squashed(x): x for x in known_names()}
-    found = known.get(squashed(name))
-    if found is None and re.fullmatch(r"\w+", base):
+    match = re.fullmatch(r"([\w -]+)((?:/[\w.+=,-]+)?(:[\w.*]+)?)", name)
+    if match is None:
+        return None
+    base, rest, version = match.groups()
+    found = {squashed(x): x for x in known_names()}.get(squashed(name))
+    own = re.fullmatch(r"\w+", base) and re.match(r":[\d*]", version or ":*")
+    if not found and own:  # of "a:b" it would ask the network
         try:
             tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError:

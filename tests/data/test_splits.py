@@ -133,8 +133,13 @@ def test_an_unreadable_split_is_found_before_the_run(photos):
 def test_a_split_without_labels_is_found_before_the_run(tfds_dir):
     dataset = open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="real_label")
     check_readable("x", dataset.split("test"))
+    bare = next(
+        f"test[{i}:{i + 1}]"
+        for i in range(14)
+        if not dataset.split(f"test[{i}:{i + 1}]")[0].labels
+    )
     with pytest.raises(DatasetError, match="the first 1 images have no label"):
-        check_readable("x", dataset.split("test[:1]"))
+        check_readable("x", dataset.split(bare))
 
 
 def test_readable_splits_cost_one_image(photos):
