@@ -59,6 +59,14 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
         rows[split] = [(file.path, name) for file, name in images]
         kept[split] = [file for file, _ in images]
         _warn_of_loose_images(members)
+    empty = sorted({x for s in splits.values() for x in s.folders} - set(found))
+    if empty:
+        logger.warning(
+            "%s: %d folders in the place of a class have no images; left out: %s",
+            where,
+            len(empty),
+            printable(listing(empty)),
+        )
     if folder not in splits.values():
         _warn_of_loose_images(folder)
     _warn_of_shared_files(where, kept)
@@ -124,11 +132,6 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
                 "holds folders of classes",
                 where,
                 printable(listing(list(kinds))),
-            )
-        empty = [x for x in folder.folders if x not in inside]
-        if empty:
-            logger.warning(
-                "%s: no images in %s; left out", where, printable(listing(empty))
             )
         return {"train": folder}
     train = find_split("train", with_classes)

@@ -352,3 +352,16 @@ def test_other_kinds_of_images(tmp_path):
 def test_a_prepared_folder_of_tensorflow_datasets_is_told(tfds_dir):
     with pytest.raises(DatasetError, match=r"has prepared.*--tfds-data-dir"):
         open_dataset(f"{tfds_dir}/tiny_shapes")
+
+
+def test_folders_without_images_are_no_classes(tmp_path, caplog):
+    root = touch_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 0})
+    touch_folder(root, {"test/a": 1, "test/b": 0, "test/d/e": 0})
+    dataset = opened(root, caplog)
+    assert dataset.class_names == ["a", "b"]
+    assert "2 folders in the place of a class have no images" in caplog.text
+    assert "left out: c, d" in caplog.text
+    caplog.clear()
+    touch_folder(root / "train", {"logs": 0})
+    assert opened(root / "train", caplog).class_names == ["a", "b"]
+    assert "left out: c, logs" in caplog.text
