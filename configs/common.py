@@ -5,6 +5,7 @@ import dataclasses
 import ml_collections
 from ml_collections import config_dict
 
+from mixer_jax.data.dataset import usual_for
 from mixer_jax.model import MlpMixer
 from mixer_jax.variants import get_variant
 
@@ -200,7 +201,7 @@ def get_finetune_config(
     config.model = get_model(model_name)
     config.pretrained_dir = pretrained_dir
     config.dataset = dataset or config.dataset
-    config.total_steps = FINETUNE_STEPS.get(config.dataset, 10_000)
+    config.total_steps = usual_for(config.dataset, FINETUNE_STEPS, 10_000)
     config.warmup_steps = min(500, config.total_steps // 5)
     return shrink(config) if smoke else config
 

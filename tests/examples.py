@@ -3,6 +3,7 @@
 import io
 import itertools
 import pathlib
+import struct
 
 import cv2
 import numpy as np
@@ -36,6 +37,40 @@ def write_folder(root: pathlib.Path, images: dict[str, int]) -> pathlib.Path:
                 encode(crop, ending.lower())
             )
     return root
+
+
+def touch_folder(root: pathlib.Path, images: dict[str, int]) -> pathlib.Path:
+    """Makes `n` empty files 0.png … under each "split/class": enough for a listing."""
+    for folder, count in images.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / folder / f"{i}.png").touch()
+    return root
+
+
+def tiff(
+    pixels: bytes, width: int, height: int, tags: dict[int, tuple[int, ...]], order="<"
+) -> bytes:
+    """A TIFF of one uncompressed strip; `tags` says what is not grey with 8 bits."""
+    tags = {
+        256: (width,), 257: (height,), 258: (8,), 259: (1,), 262: (1,), 273: (0,),
+        277: (1,), 278: (height,), 279: (len(pixels),),
+    } | tags  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    more = b"".join(struct.pack(f"{order}{len(x)}I", *x) for x in tags.values())
+    tags[273] = (start + len(more),)
+    entries, values = b"", b""
+    for tag, x in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(x)}I", *x)
+        if len(x) > 1:
+            values, content = (
+                values + content,
+                struct.pack(f"{order}I", start + len(values)),
+            )
+        entries += struct.pack(f"{order}HHI", tag, 4, len(x)) + content
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    head = mark + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + values.ljust(len(more), b"\0") + pixels
 
 
 def _overwritten(data: bytes, start: int, new: bytes) -> bytes:

@@ -1,6 +1,10 @@
 """mixer-jax data check, mixer-jax data preview and mixer-jax plot."""
 
+import contextlib
+import logging
+import os
 import pathlib
+import subprocess
 import sys
 import typing
 
@@ -9,7 +13,9 @@ import pytest
 
 from mixer_jax import cli
 from mixer_jax.cli import models, runs
-from mixer_jax.data.preprocess import EVALUATIONS
+from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.pipeline import eval_batches
+from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
 
 from .examples import write_folder, write_mixed_folder
 
@@ -41,7 +47,7 @@ def test_check_lists_what_is_damaged_and_fails(tmp_path, mixer_jax):
     for file in damaged:
         assert f"  {file}: " in output
     assert "the file is empty" in output
-    assert "begins with b'<html><b'" in output
+    assert ": a web page" in output
 
 
 def test_check_of_chosen_splits(tmp_path, mixer_jax):
@@ -70,7 +76,7 @@ def test_check_of_images_with_several_labels(tfds_dir, mixer_jax):
 
 
 def test_preview_with_an_argument_and_overrides(tmp_path, mixer_jax):
-    root = write_folder(tmp_path / "photos", {"train/a": 3, "test/a": 3})
+    root = write_folder(tmp_path / "photos", {"train/a": 3, "train/b": 1, "test/a": 3})
     output = tmp_path / "sub" / "preview.png"
     status, printed = mixer_jax(
         *("data", "preview", "--config.pp.crop=64", f"{CONFIGS / 'b16.py'}:{root}"),
@@ -123,3 +129,102 @@ def test_configs_are_read_as_train_py_reads_them():
     assert config.dataset == "cifar100"
     assert config.base_lr == 1.0
     assert config.is_locked
+
+
+@pytest.fixture
+def byte_names(tmp_path):
+    """A folder of a name, with a class and files of names, that are not UTF-8."""
+    root = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    write_folder(
+        pathlib.Path(root), {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1}
+    )
+    for split in ("train", "test"):
+        os.rename(f"{root}/{split}/b", os.fsdecode(os.fsencode(root) + b"/x"))
+        os.rename(os.fsencode(root) + b"/x", os.fsencode(f"{root}/{split}") + b"/\xff")
+    with open(os.fsencode(root) + b"/train/a/\xfe.jpg", "wb") as file:
+        file.write(b"version https://git-lfs.github.com/spec/v1\n")
+    return root
+
+
+def test_names_that_are_not_utf8_are_checked_and_drawn(byte_names, tmp_path):
+    """In a process of their own, whose output is bytes."""
+
+    def run(*args):
+        code = "from mixer_jax.cli import main; main()"
+        command = [sys.executable, "-c", code, "data", *args]
+        done = subprocess.run(command, capture_output=True, cwd=CONFIGS.parent)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    status, output, errors = run("check", byte_names)
+    assert status == 1
+    assert "caf\\xe9/train/a/\\xfe.jpg: a Git LFS pointer" in output
+    assert "\\xff" in output  # the class
+    assert "Logging error" not in errors + output
+    assert "Traceback" not in errors
+    picture = str(tmp_path / "preview.png")
+    status, output, errors = run(
+        *("preview", f"{CONFIGS / 'digits.py'}", f"--config.dataset={byte_names}"),
+        *("--rows=8", "--output", picture),
+    )
+    assert status == 0, errors
+    assert "Logging error" not in errors
+    assert "Traceback" not in errors
+    assert cv2.imread(picture) is not None
+
+
+def test_unreadable_images_with_such_names_are_one_line_each(byte_names, caplog):
+    source = open_dataset(byte_names).split("train")
+    batches = eval_batches(source, EvalTransform(8), batch_size=7)
+    caplog.clear()
+    with contextlib.closing(batches), caplog.at_level(logging.WARNING):
+        (batch,) = batches
+    assert batch["mask"].sum() == 6
+    (line,) = [record.getMessage() for record in caplog.records]
+    line.encode("utf-8")
+    assert "\\xfe.jpg: a Git LFS pointer" in line
+
+
+def test_check_tells_of_one_class(tmp_path, mixer_jax):
+    root = write_folder(tmp_path / "photos", {"cat": 2})
+    status, output = mixer_jax("data", "check", root)
+    assert status == 0
+    assert "warning: there is one class (cat)" in output
+
+
+def test_check_of_a_sum_of_splits_by_other_names(tmp_path, mixer_jax):
+    spec = {"Training/a": 2, "Training/b": 1, "Valid/a": 1}
+    root = write_folder(tmp_path / "photos", spec)
+    status, output = mixer_jax("data", "check", root, "--split", "train+val")
+    assert status == 0
+    assert "All 4 images can be read." in output
+
+
+def test_check_of_a_table_with_several_labels(tmp_path, mixer_jax):
+    root = write_folder(tmp_path, {"i": 2})
+    files = sorted(x.name for x in (root / "i").iterdir())
+    (root / "t.csv").write_text(f"path,label\ni/{files[0]},a|b\ni/{files[1]},b\n")
+    status, output = mixer_jax("data", "check", root / "t.csv")
+    assert status == 0
+    assert [x.split()[1:3] for x in output.splitlines()[1:4]] == [
+        *(["a", "1"], ["b", "2"], ["all", "2"])
+    ]
+
+
+def test_preview_says_what_would_spoil_the_run(tmp_path, mixer_jax, caplog):
+    config, output = CONFIGS / "digits.py", tmp_path / "preview.png"
+    status, _ = mixer_jax(
+        *("data", "preview", config, "--output", output),
+        *("--config.pp.train=train[:90%]", "--config.pp.test=train[50%:]"),
+    )
+    assert status == 0
+    assert "574 examples of the split to test on (train[50%:]) are also" in caplog.text
+    one = write_folder(tmp_path / "one", {"train/a": 2, "test/a": 1})
+    status, _ = mixer_jax("data", "preview", config, f"--config.dataset={one}")
+    assert "has one class (a)" in status
+    val = write_folder(tmp_path / "val", {"train/a": 2, "train/b": 2, "val/a": 1})
+    caplog.clear()
+    status, _ = mixer_jax(
+        *("data", "preview", config, f"--config.dataset={val}", "--output", output),
+    )
+    assert status == 0
+    assert "has no split test; val is taken to test on" in caplog.text

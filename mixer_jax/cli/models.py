@@ -13,9 +13,10 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
-from mixer_jax.data.dataset import default_splits, open_dataset
-from mixer_jax.data.folders import find_images
+from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.splits import choose_splits
+from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import replace_when_whole
@@ -127,7 +128,8 @@ def evaluate(
         split = split or config["pp"]["test"]
         tfds_data_dir = tfds_data_dir or config["tfds_data_dir"]
     assert dataset is not None
-    split = split or default_splits(dataset)[1]
+    opened = open_dataset(dataset, data_dir=tfds_data_dir)
+    split = choose_splits(dataset, opened, test=split)[1]
     num_classes = loaded.model.num_classes or 0
     if confusion_matrix and num_classes > 50:
         raise UsageError(f"No confusion matrix of {num_classes} classes: 50 at most.")
@@ -135,7 +137,7 @@ def evaluate(
         loaded.model,
         loaded.params,
         transform,
-        open_dataset(dataset, data_dir=tfds_data_dir),
+        opened,
         split,
         class_names=loaded.class_names,
         loss_fn=loaded.loss_fn,

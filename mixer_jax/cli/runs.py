@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, data_app, print_table
 from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.names import printable
 from mixer_jax.run.config_file import describe_error
 
 Config = Annotated[
@@ -110,7 +111,7 @@ def preview(
     data = open_data(loaded)
     draw_preview(
         output,
-        title=f"What the model sees of {loaded.dataset}: "
+        title=f"What the model sees of {printable(loaded.dataset)}: "
         f"{loaded.pp.crop} x {loaded.pp.crop} pixels",
         train_source=data.train_source,
         test_source=data.test_source,
@@ -120,7 +121,7 @@ def preview(
         seed=loaded.seed,
         num_rows=rows,
     )
-    print(output)
+    print(printable(output))
 
 
 @app.command
@@ -178,7 +179,7 @@ def plot(
         draw_runs(output, workdirs)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(output)
+    print(printable(output))
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:

@@ -118,6 +118,11 @@ def warnings(checked: Sequence[Checked], class_names: Sequence[str]) -> list[str
             shown = [" = ".join(x.name for x in group) for group in found[:5]]
             shown += ["…"] * (len(found) > 5)
             messages.append("\n  ".join([f"{len(found):,} {what}:", *shown]))
+    if len(class_names) < 2:
+        messages.append(
+            f"there is one class ({''.join(class_names)}), so nothing to learn; is the "
+            "folder one level too high or too low?"
+        )
     small = [x for x in readable if min(x.width, x.height) < SMALL_PIXELS]
     if small:
         messages.append(

@@ -5,13 +5,22 @@ A dataset has splits. `Dataset.split` returns the examples that an expression su
 """
 
 import dataclasses
+import difflib
+import logging
+import os
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from mixer_jax.data.decode import decode, read_file
+from mixer_jax.data.names import printable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The splits (train, test) that a run uses if its config names none; for all other
 # datasets ("train", "test"). vit_jax does not train on the last 2 % of CIFAR and the
@@ -63,8 +72,8 @@ class Example(NamedTuple):
         if isinstance(self.image, np.ndarray):
             return self.image
         if isinstance(self.image, bytes):
-            return decode(self.image)
-        return decode(read_file(self.image), upright=True)
+            return decode(self.image, name=self.name)
+        return decode(read_file(self.image), upright=True, name=self.name)
 
 
 class Source(Protocol):
@@ -75,8 +84,21 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+class Part(NamedTuple):
+    """Examples `start` to `stop` - 1 of a whole split, as its slices count them."""
+
+    split: str
+    start: int
+    stop: int
+
+
 class Dataset(Protocol):
     """A labelled dataset of one or more splits."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it, for messages."""
+        ...
 
     @property
     def split_names(self) -> Sequence[str]:
@@ -89,12 +111,24 @@ class Dataset(Protocol):
         ...
 
     def split(self, expression: str) -> Source:
-        """Returns the examples of "train", "train[:98%]", and so on.
+        """Returns the examples of "train", "train[:98%]", "train+val", and so on.
 
         Raises:
           DatasetError: the expression is malformed, names a split that does not exist,
             or selects nothing.
         """
+        ...
+
+    def parts(self, expression: str) -> list[Part]:
+        """Returns what an expression selects.
+
+        Raises:
+          DatasetError: as `split` does.
+        """
+        ...
+
+    def columns(self, expression: str) -> Mapping[str, Iterable[bytes]]:
+        """Returns what `fingerprint` compares of a split, by what it is called."""
         ...
 
 
@@ -119,28 +153,99 @@ def open_dataset(
       DatasetError: there is no such dataset, or it cannot be read.
     """
     # These modules import this one.
-    from mixer_jax.data.folders import open_folder, open_table
+    from mixer_jax.data.folders import open_folder
     from mixer_jax.data.listed import open_digits
-    from mixer_jax.data.tfds import TfdsDataset
+    from mixer_jax.data.tables import open_table
+    from mixer_jax.data.tfds import TfdsDataset, find_name
 
-    if name == "digits":
-        return open_digits()
+    if not name.strip():
+        raise DatasetError(f"The name of the dataset is empty. {_EXPECTED}")
     path = pathlib.Path(name).expanduser()
+    if name == "digits":
+        if path.exists():
+            logger.warning("digits is scikit-learn's; the folder here is ./digits")
+        return open_digits()
     if path.is_dir():
         return open_folder(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         return open_table(path)
-    if path.is_absolute() or name.startswith((".", "~")):
+    if path.is_file():
         raise DatasetError(
-            f"There is no folder or .csv/.tsv file {name!r}. Expected a folder with "
-            "train/<class>/<image> and test/<class>/<image>."
+            f"{printable(path)} is a file that ends in neither .csv nor .tsv. "
+            f"{_EXPECTED} An archive must be unpacked."
         )
-    return TfdsDataset(name, data_dir, manual_dir, label_key)
+    if known := find_name(name, data_dir):
+        return TfdsDataset(known, data_dir, manual_dir, label_key)
+    raise DatasetError(_no_dataset(name))
+
+
+def usual_for(name: str, table: Mapping[str, T], default: T) -> T:
+    """Returns what a table has for a dataset.
+
+    Args:
+      name: of a dataset, as `open_dataset` takes it.
+      table: by names of TensorFlow Datasets.
+      default: for folders, .csv and .tsv files, and datasets that are not in the table.
+    """
+    if pathlib.Path(name).expanduser().exists():
+        return default
+    return {squashed(x): value for x, value in table.items()}.get(
+        squashed(name), default
+    )
+
+
+def squashed(name: str) -> str:
+    """Returns what all spellings of a name of TensorFlow Datasets have in common.
+
+    "oxford_flowers102:2.1.1", "OxfordFlowers102" and "oxford-flowers102" are one
+    dataset, whatever its version and config.
+    """
+    return re.sub(r"[\s_-]", "", re.split("[:/]", name.strip())[0]).lower()
 
 
 def default_splits(name: str) -> tuple[str, str]:
     """Returns the split expressions (train, test) that are usual for a dataset."""
-    return DEFAULT_SPLITS.get(name.split(":")[0], ("train", "test"))
+    return usual_for(name, DEFAULT_SPLITS, ("train", "test"))
+
+
+_EXPECTED = (
+    'Expected "digits", a folder with train/<class>/<image> and test/<class>/<image>, '
+    "a .csv or .tsv file with the columns path and label, or a name of TensorFlow "
+    "Datasets."
+)
+
+
+def _no_dataset(name: str) -> str:
+    """Says where a dataset was looked for, and what is there of a similar name."""
+    from mixer_jax.data.tfds import known_names
+
+    name = name.strip()
+    if "://" in name:
+        return f"{name!r} is an address. Download it and unpack it first. {_EXPECTED}"
+    tried = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
+    is_path = pathlib.Path(name).is_absolute() or name.startswith((".", "~"))
+    shown = f"folder or .csv/.tsv file {printable(tried)!r}"
+    message = f"There is no {shown}."
+    if not is_path:
+        message = (
+            f"There is no dataset {printable(name)!r}: neither a {shown} nor a dataset "
+            "of TensorFlow Datasets."
+        )
+    if os.path.exists(name.replace("\\", "/")):
+        return f"{message} Write it with / for the backslash."
+    parent = next(x for x in tried.parents if x.is_dir())
+    missing = tried.relative_to(parent).parts[0]
+    if parent != tried.parent:
+        message += f" {printable(parent)} holds no {printable(missing)!r}."
+    around = {printable(x).lower(): printable(parent / x) for x in os.listdir(parent)}
+    near = difflib.get_close_matches(printable(missing).lower(), around, 3)
+    close = [repr(around[x]) for x in near]
+    if re.fullmatch(r"[\w -]+(:.*)?", name):  # and no path
+        known = {squashed(x): x for x in ("digits", *known_names())}
+        near = difflib.get_close_matches(squashed(name), known, 3)
+        close += [repr(known[x]) for x in near]
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"{message}{hint} {_EXPECTED}"
 
 
 def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
@@ -154,7 +259,7 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
     labels = getattr(source, "labels", None)
     missing, indices = dict.fromkeys(range(num_classes), count), []
     for i in range(len(source)):
-        label = source[i].label if labels is None else int(labels[i])
+        label = source[i].label if labels is None else labels[i]
         if isinstance(label, tuple):
             raise DatasetError(
                 f"{source[i].name} has the labels {label}; expected one label for each "

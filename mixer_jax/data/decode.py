@@ -1,15 +1,33 @@
-"""From the contents of an image file to pixels, and what is wrong with a file."""
+"""From the contents of an image file to pixels."""
 
+import logging
 import pathlib
-import re
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # ImageError says it
+from mixer_jax.data.formats import (
+    ImageError,
+    check_whole,
+    has_transparency,
+    is_png,
+    is_tiff,
+    is_webp,
+    kind_of_file,
+    num_frames,
+    orientation,
+    png_chunk,
+    significant_bits,
+    tiff_pages,
+)
+
+logger = logging.getLogger(__name__)
+
+# ImageError says what is wrong. OpenCV 4 and 5 have the function in different places.
+silence = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+silence(0)
 
 # Errors that a second attempt does not mend; others may be those of a network disk.
 _LASTING = (
@@ -19,11 +37,7 @@ _LASTING = (
     PermissionError,
 )
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class ImageError(ValueError):
-    """An image that cannot be read."""
+_said: set[str] = set()  # what is said once, of the first file
 
 
 def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
@@ -41,17 +55,19 @@ def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
     return read_file(path, wait_secs[1:])
 
 
-def decode(data: bytes, *, upright: bool = False) -> np.ndarray:
-    """Decodes JPEG, PNG, WebP and the other formats that OpenCV reads.
+def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.ndarray:
+    """Decodes JPEG, PNG, WebP, BMP, GIF, TIFF and the other formats that OpenCV reads.
 
     Grey becomes three equal channels, a palette its colours. Of 16 bits the upper 8
-    are kept, as in TensorFlow. CMYK is taken as inverted, as Adobe writes it and as
-    browsers and Pillow read it. Transparent pixels become white.
+    are kept, as in TensorFlow; or the upper 8 of those that the file says it uses. CMYK
+    is taken as inverted, as Adobe writes it and as browsers and Pillow read it.
+    Transparent pixels become white. Of several frames the first is taken.
 
     Args:
       data: the file's contents.
-      upright: whether to turn the image as its EXIF orientation says. An image with
-        transparency, which no camera writes, stays as it is.
+      upright: whether to turn the image as its EXIF orientation says. A TIFF always is.
+      name: of the file, for what is said once: that a file has several frames, or 16
+        bits of which it uses fewer without saying so.
 
     Returns:
       uint8 [height, width, 3], RGB.
@@ -62,132 +78,128 @@ def decode(data: bytes, *, upright: bool = False) -> np.ndarray:
     if not data:
         raise ImageError("the file is empty")
     check_whole(data)
-    encoded = np.frombuffer(data, np.uint8)
-    if _has_transparency(data):
-        image = _imdecode(encoded, cv2.IMREAD_UNCHANGED)
-        if image.shape[2:] == (4,):
-            return _on_white(image)
-        if data[25] == 0:  # OpenCV drops the transparency of grey PNGs
-            return _grey_on_white(image, _transparent_level(data))
-    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-    return _imdecode(encoded, flags)
+    if (frames := num_frames(data)) > 1:
+        _say_once("frames", f"{name} has {frames} frames; the first is taken")
+    tiff = tiff_pages(data)[:1] if is_tiff(data) else []
+    page = tiff[0] if tiff else {}
+    _refuse_unusual(page)
+    # OpenCV turns JPEG and TIFF; PNG not with transparency, and WebP since version 5.
+    turn = orientation(data) if upright and (is_webp(data) or is_png(data)) else 1
+    image = None
+    if has_transparency(data):
+        image = _without_transparency(data, page, name)
+    if image is None:
+        deep = (is_png(data) and data[24] == 16) or _bits_per_sample(page) > 8
+        flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if deep else 0)
+        if not upright or turn > 1:
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        image = _to_8_bits(_imdecode(data, flags), data, page, name)
+        if deep and page.get(262) == (0,):  # OpenCV does so for 8 bits alone
+            image = 255 - image  # 0 means white
+    return image if turn == 1 else _turned(image, turn)
 
 
-def check_whole(data: bytes) -> None:
-    """Finds JPEG, PNG and WebP files that are cut off, and broken JPEG and PNG parts.
-
-    OpenCV does not say what is wrong, and accepts a JPEG whose end is overwritten. The
-    check costs 3 to 5 % of the time to decode a photograph (benchmarks/decode.py).
-    Neither it nor OpenCV sees damage within the parts of a JPEG or WebP file.
-
-    Args:
-      data: a file's contents, of any format.
-
-    Raises:
-      ImageError: says what is missing.
-    """
-    if data.startswith(b"\xff\xd8"):
-        _check_jpeg(data)
-    elif data.startswith(_PNG):
-        _check_png(data)
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        length = 8 + int.from_bytes(data[4:8], "little")
-        if len(data) < length:
-            raise ImageError(f"the file is cut off: {len(data):,} of {length:,} bytes")
-
-
-# In the compressed pixels of a JPEG, 00 or the number of a restart follows FF, and FF
-# may be repeated. FF with any other byte is a marker: a segment begins or the image
-# ends.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-
-
-def _check_jpeg(data: bytes) -> None:
-    """Goes from segment to segment, over the pixels, to the end of the image."""
-    position = 2
-    while match := _JPEG_MARKER.search(data, position):
-        marker = match[0][1]
-        if marker == 0xD9:
-            return
-        if marker < 0xC0:  # 01..BF are not in use
-            raise ImageError(f"the JPEG is damaged at byte {match.start():,}")
-        length = int.from_bytes(data[match.end() : match.end() + 2], "big")
-        position = match.end() + length
-    raise ImageError("the JPEG is cut off or damaged: it has no end-of-image marker")
-
-
-def _check_png(data: bytes) -> None:
-    """Compares the checksums of all parts without which there is no image."""
-    for name, start, end in _png_chunks(data):
-        checksum = int.from_bytes(data[end : end + 4], "big")
-        # The names of such parts begin with a capital letter.
-        if name[:1].isupper() and zlib.crc32(data[start - 4 : end]) != checksum:
-            raise ImageError(
-                f"the PNG is damaged between bytes {start - 8:,} and {end:,}"
-            )
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Gives the name of each part of a PNG, and where its contents start and end."""
-    name, end = b"", len(_PNG) - 4
-    while name != b"IEND":
-        start = end + 12  # a checksum, a length and a name, of 4 bytes each
-        name = data[start - 4 : start]
-        end = start + int.from_bytes(data[start - 8 : start - 4], "big")
-        if end + 4 > len(data):
-            raise ImageError("the PNG is cut off or damaged: it has no end chunk")
-        yield name, start, end
-
-
-def _has_transparency(data: bytes) -> bool:
-    if data.startswith(_PNG):
-        has_alpha = data[25] in (4, 6)  # grey with alpha, RGB with alpha
-        return has_alpha or bool(_png_transparency(data))
-    if data[8:15] == b"WEBPVP8":  # followed by X, extended, or L, lossless
-        flags = {b"X": data[20:21], b"L": data[24:25]}.get(data[15:16])
-        return bool(flags and flags[0] & 0x10)
-    return False
-
-
-def _png_transparency(data: bytes) -> bytes:
-    """Returns the contents of a PNG's tRNS chunk, which comes before the pixels."""
-    for name, start, end in _png_chunks(data):
-        if name == b"tRNS":
-            return data[start:end]
-        if name == b"IDAT":
-            break
-    return b""
+def _without_transparency(
+    data: bytes, page: dict[int, tuple[int, ...]], name: str
+) -> np.ndarray | None:
+    """Returns uint8 RGB [h, w, 3] on white; None if no pixel can be transparent."""
+    image = _imdecode(data, cv2.IMREAD_UNCHANGED)
+    eight = _to_8_bits(image, data, page, name)
+    if image.shape[2:] == (4,):
+        rgb, alpha = (
+            eight[..., 2::-1].astype(np.uint16),
+            eight[..., 3:].astype(np.uint16),
+        )
+        if page and (image.dtype == np.uint8 or page[338] == (1,)):
+            # The colours are already multiplied with alpha: by OpenCV, or in the file.
+            return np.minimum(rgb + 255 - alpha, 255).astype(np.uint8)
+        return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if is_png(data) and data[25] == 0:  # OpenCV drops a grey PNG's transparency
+        eight = np.where(image == _transparent_level(data), np.uint8(255), eight)
+        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+    if page and image.ndim == 2:
+        raise ImageError("a grey TIFF with transparency; save it as PNG")
+    return None
 
 
 def _transparent_level(data: bytes) -> int:
     """Returns the transparent level of a grey PNG as OpenCV gives it."""
     depth = data[24]
-    level = int.from_bytes(_png_transparency(data), "big") & (2**depth - 1)
+    level = int.from_bytes(png_chunk(data, b"tRNS"), "big") & (2**depth - 1)
     return level * 255 // (2**depth - 1) if depth < 8 else level
 
 
-def _grey_on_white(image: np.ndarray, level: int) -> np.ndarray:
-    """Returns uint8 RGB [h, w, 3] for uint8 or uint16 grey [h, w]; `level` is white."""
-    grey = np.where(image == level, np.iinfo(image.dtype).max, image)
-    if image.dtype == np.uint16:
-        grey >>= 8
-    return cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2RGB)
+def _bits_per_sample(page: dict[int, tuple[int, ...]]) -> int:
+    return max(page.get(258, (1,)))
 
 
-def _on_white(image: np.ndarray) -> np.ndarray:
-    """Returns uint8 RGB [h, w, 3] for uint8 or uint16 BGRA [h, w, 4]."""
-    if image.dtype == np.uint16:
-        image = image >> 8
-    rgb, alpha = image[..., 2::-1].astype(np.uint16), image[..., 3:].astype(np.uint16)
-    return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+def _refuse_unusual(page: dict[int, tuple[int, ...]]) -> None:
+    """Raises ImageError for a TIFF whose values have no range that one could know."""
+    kinds = {2: "with a sign", 3: "with a fraction"}
+    kind = kinds.get(page.get(339, (1,))[0], "")
+    if kind or _bits_per_sample(page) > 16:
+        raise ImageError(
+            f"a TIFF of {_bits_per_sample(page)} bits a sample {kind}".rstrip()
+            + "; expected at most 16 bits without sign or fraction. Convert it"
+        )
 
 
-def _imdecode(encoded: np.ndarray, flags: int) -> np.ndarray:
+def _to_8_bits(
+    image: np.ndarray, data: bytes, page: dict[int, tuple[int, ...]], name: str
+) -> np.ndarray:
+    """Returns uint8 of the same shape, of uint8 or of the upper bits of uint16.
+
+    The upper bits are those of 16, or of the bits that the file says it uses if all
+    values fit in these. A PNG should spread such values over all 16 bits (its
+    specification, section 12.4); many do not, which shows since the values of one that
+    does lie a fixed step apart.
+    """
+    if image.dtype == np.uint8:
+        return image
+    colours = image[..., :3] if image.ndim == 3 else image
+    highest = int(colours.max())
+    packed = page and _bits_per_sample(page) < 16  # OpenCV moves these bits up
+    bits = None if packed else significant_bits(data)
+    if bits is None and 0 < highest < 2**12 and not packed:
+        _say_once(
+            "bits",
+            f"{name} has 16 bits a channel and values up to {highest} of 65535, and so "
+            "is nearly black. If it uses fewer bits, write it with their number (sBIT "
+            "of a PNG, MaxSampleValue of a TIFF), or with 8 bits",
+        )
+    if bits is None or not 0 < bits < 16 or highest >= 2**bits:
+        bits = 16
+    elif is_png(data):
+        step = 65535 / (2**bits - 1)
+        if (np.abs(colours - np.rint(colours / step) * step) <= 1).all():
+            bits = 16
+    if bits < 8:
+        return (np.minimum(image, 2**bits - 1) * 255 // (2**bits - 1)).astype(np.uint8)
+    return np.minimum(image >> (bits - 8), 255).astype(np.uint8)
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors [h, w, 3] as an EXIF orientation from 2 to 8 says."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _say_once(what: str, message: str) -> None:
+    if what not in _said:
+        _said.add(what)
+        logger.warning("%s (said once)", message)
+
+
+def _imdecode(data: bytes, flags: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(encoded, flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # more pixels than OpenCV accepts
         raise ImageError(f"OpenCV cannot read it: {error.err}") from error
     if image is None:
-        start = encoded[:8].tobytes()
-        raise ImageError(f"damaged or not an image: the file begins with {start!r}")
+        raise ImageError(kind_of_file(data))
     return image

@@ -1,207 +1,240 @@
-"""Image files: in folders named after their classes, listed in a table, or found."""
+"""Datasets of image files in folders that are named after their classes."""
 
-import csv
-import glob
 import logging
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-
-import numpy as np
 
 from mixer_jax.data.dataset import DatasetError
-from mixer_jax.data.listed import ListedDataset, ListedSource
+from mixer_jax.data.listed import ListedDataset, Rows, list_files, read_classes
+from mixer_jax.data.names import (
+    clean_classes,
+    clean_name,
+    find_split,
+    listing,
+    printable,
+    split_kinds,
+)
+from mixer_jax.data.walk import IMAGE_ENDINGS, File, Folder, each_once, is_image, scan
 
 logger = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-
-# Folders of these names, in any letter case, are splits and not classes.
-SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+EXPECTED = "Expected <split>/<class>/<image> or <class>/<image>"
 
 
 def open_folder(root: pathlib.Path) -> ListedDataset:
     """Opens a folder of <split>/<class>/…/<image>, or of <class>/…/<image>.
 
-    Without a folder called train, all images are the split "train". All splits share
-    one list of classes: the sorted names of all class folders.
+    Without a folder for training, all images are the split "train". All splits share
+    one list of classes: the sorted names of all class folders, or the lines of a
+    classes.txt. Whatever is not taken for what its name says is told.
 
     Raises:
-      DatasetError: there are no images to train on.
+      DatasetError: there are no images to train on, or it is not certain which folders
+        are splits and which are classes.
     """
-    splits = _subfolders(root)
-    if "train" not in splits:
-        if splits and {name.lower() for name in splits} <= SPLIT_NAMES:
-            raise DatasetError(
-                f"{root} has the folders {', '.join(splits)}, but no train. Rename "
-                "the one to train on to train, in small letters."
-            )
-        splits = {"train": root}
-    rows: dict[str, list[tuple[str, str]]] = {}
-    class_names: set[str] = set()
+    where = printable(root)
+    folder = scan(root)
+    if not folder.num_images:
+        raise DatasetError(_without_images(folder))
+    folder = _unwrapped(folder)
+    splits = _find_splits(folder)
+    found = sorted({name for x in splits.values() for name in x.classes})
+    clean = clean_classes(where, found)
+    rows: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
-    for split, folder in splits.items():
-        classes = _subfolders(folder)
-        files = [(x, name) for name in classes for x in walk_files(classes[name])]
-        rows[split] = [row for row in files if is_image(row[0])]
-        if rows[split]:
-            class_names.update(classes)
+    kept: dict[str, list[File]] = {}
+    for split, members in splits.items():
+        _refuse_other_levels(members, set(found))
+        files = [
+            (x, clean[name]) for name, c in members.classes.items() for x in c.walk()
+        ]
         ignored.update(
-            pathlib.Path(x).suffix.lower() for x, _ in files if not is_image(x)
+            pathlib.Path(x.path).suffix.lower()
+            for x, _ in files
+            if not is_image(x.path)
         )
-        loose = [name for name in os.listdir(folder) if is_image(name)]
-        if loose:
-            logger.warning(
-                "%s: left out %d images that are not in a class folder, such as %s",
-                folder,
-                len(loose),
-                loose[0],
-            )
+        images = [(x, name) for x, name in files if is_image(x.path)]
+        images = each_once(f"{where}, {split}" if len(splits) > 1 else where, images)
+        rows[split] = [(file.path, name) for file, name in images]
+        kept[split] = [file for file, _ in images]
+        _warn_of_loose_images(members)
+    empty = sorted({x for s in splits.values() for x in s.folders} - set(found))
+    if empty:
+        logger.warning(
+            "%s: %d folders in the place of a class have no images; left out: %s",
+            where,
+            len(empty),
+            printable(listing(empty)),
+        )
+    if folder not in splits.values():
+        _warn_of_loose_images(folder)
+    _warn_of_shared_files(where, kept)
     if ignored:
         logger.warning(
             "%s: ignored %d files that are not %s (%s)",
-            root,
+            where,
             ignored.total(),
             " ".join(IMAGE_ENDINGS),
-            ", ".join(
-                f"{n} {ending or 'without ending'}" for ending, n in ignored.items()
+            printable(
+                ", ".join(
+                    f"{n} {ending or 'without ending'}" for ending, n in ignored.items()
+                )
             ),
         )
-    return _list_files(str(root), rows, sorted(class_names))
+    classes = read_classes(root) or read_classes(pathlib.Path(folder.path))
+    return list_files(where, folder.path, rows, classes)
 
 
-def open_table(path: pathlib.Path) -> ListedDataset:
-    """Opens a CSV or TSV file with the columns path, label and, if wanted, split.
-
-    Raises:
-      DatasetError: it is not such a table, or has no images to train on.
-    """
-    rows: dict[str, list[tuple[str, str]]] = {}
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        try:
-            columns = reader.fieldnames or []
-            if not {"path", "label"} <= set(columns):
-                raise DatasetError(
-                    f"{path}: the first line is {columns}. Expected a header with the "
-                    "columns path and label, and optionally split, separated by "
-                    f"{delimiter!r}."
-                )
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if not row["path"] or not row["label"]:
-                    raise DatasetError(
-                        f"{where}: found {row}. Expected a path and a label."
-                    )
-                split = row.get("split") or "train"
-                image = os.path.join(path.parent, row["path"])
-                # To look for every file may take long. The first of each split shows
-                # whether the paths are right; one that is missing later is reported
-                # as an unreadable image.
-                if split not in rows and not os.path.isfile(image):
-                    raise DatasetError(
-                        f"{where}: there is no file {image}. Paths are relative to the "
-                        "table's folder."
-                    )
-                rows.setdefault(split, []).append((image, row["label"]))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DatasetError(f"{path} is not a UTF-8 table: {error}.") from error
-    if not rows:
-        raise DatasetError(f"{path}: no lines below the header.")
-    classes = {label for split in rows.values() for _, label in split}
-    return _list_files(str(path), rows, sorted(classes))
-
-
-def find_images(patterns: Iterable[str]) -> list[str]:
-    """Returns the image files that paths, folders and globs stand for, each once.
+def _unwrapped(folder: Folder, classes: set[str] | None = None) -> Folder:
+    """Returns the folder below one or several that hold nothing but one folder.
 
     Args:
-      patterns: each a file, whatever its ending; a folder, for the images in it and
-        below; or a glob such as "photos/**/*.jpg", for the images and folders that it
-        matches.
-
-    Raises:
-      FileNotFoundError: a pattern stands for no image; it is named.
+      folder: perhaps such a folder; a dataset's, or a split's.
+      classes: of a split, the names of known classes; a folder of such a name is one.
     """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        path = os.path.expanduser(pattern)
-        if os.path.isfile(path):
-            images = [path]
+    while len(folder.classes) == 1 and not folder.images:
+        ((name, inner),) = folder.classes.items()
+        if classes is None:  # a dataset with one split: train/<class>
+            stop = bool(split_kinds([name])) and not split_kinds(inner.classes)
         else:
-            matches = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
-            images = []
-            for match in sorted(matches):
-                files = walk_files(match) if os.path.isdir(match) else [match]
-                images += sorted(filter(is_image, files))
-        if not images:
-            raise FileNotFoundError(
-                f"{pattern}: no such file, nor a folder or glob with images, which end "
-                f"in {' '.join(IMAGE_ENDINGS)}."
-            )
-        found |= dict.fromkeys(str(pathlib.Path(image)) for image in images)
-    return list(found)
-
-
-def walk_files(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Gives the paths of all files in a folder and below it, in a fixed order.
-
-    The files of a folder come before those of its subfolders. Hidden files and folders,
-    such as ._photo.jpg and .ipynb_checkpoints, are left out. Links are followed.
-    """
-    for where, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = _visible(subfolders)
-        yield from (os.path.join(where, name) for name in _visible(files))
-
-
-def is_image(file: str) -> bool:
-    """Returns whether a path is one of an image, by its ending, and not hidden."""
-    name = os.path.basename(file)
-    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
-
-
-def _visible(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def _subfolders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders in `folder` by name, without hidden ones."""
-    names = _visible(os.listdir(folder))
-    return {name: folder / name for name in names if (folder / name).is_dir()}
-
-
-def _list_files(
-    name: str, rows: Mapping[str, list[tuple[str, str]]], class_names: list[str]
-) -> ListedDataset:
-    """Turns rows (path, class name) into a dataset; warns of classes without images."""
-    empty = [split for split, files in rows.items() if not files]
-    if "train" in empty or empty == list(rows):
-        raise DatasetError(
-            f"{name}: no images in {', '.join(empty)}. Expected "
-            f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
-            "in any letter case."
+            stop = clean_name(name) in classes
+        if stop or inner.images:
+            break
+        logger.warning(
+            "%s holds images in the folder %s alone; that is taken for the dataset or "
+            "split, and its folders %s for what is in it",
+            printable(folder.path),
+            printable(name),
+            printable(listing(list(inner.classes))),
         )
-    if empty:
-        logger.warning("%s: no images in %s; left out", name, ", ".join(empty))
-    index = {class_name: i for i, class_name in enumerate(class_names)}
-    splits = {}
-    for split, files in rows.items():
-        if not files:
-            continue
-        missing = sorted(set(class_names) - {class_name for _, class_name in files})
-        if missing:
+        folder = inner
+    return folder
+
+
+def _find_splits(folder: Folder) -> dict[str, Folder]:
+    """Returns the folders that are splits, by name; {"train": folder} if none are."""
+    where, inside = printable(folder.path), folder.classes
+    kinds = split_kinds(inside)
+    with_classes = [name for name, x in inside.items() if x.classes]
+    training = [x for x in with_classes if kinds.get(x) == "train"]
+    if not training:
+        if inside and set(kinds) == set(inside):
+            raise DatasetError(
+                f"{where} has the folders {printable(', '.join(inside))}, but no train "
+                "that holds folders of classes. Rename the one to train on to train, "
+                "and put its images into a folder for each class, or list them in a "
+                "table with the columns path and label."
+            )
+        if kinds:
             logger.warning(
-                "%s: %d of %d classes have no image in %s: %s",
-                name,
-                len(missing),
-                len(class_names),
-                split,
-                ", ".join(missing[:10]) + (", …" if len(missing) > 10 else ""),
+                "%s: taken for classes and not for splits: %s; no folder to train on "
+                "holds folders of classes",
+                where,
+                printable(listing(list(kinds))),
             )
-        splits[split] = ListedSource(
-            np.array([path for path, _ in files], object),
-            np.array([index[class_name] for _, class_name in files]),
+        return {"train": folder}
+    train = find_split("train", with_classes)
+    if train is None:
+        raise DatasetError(
+            f"{where}: the folders {printable(' and '.join(training))} could be the "
+            "one to train on. Rename that one to train."
         )
-    return ListedDataset(name, class_names, splits)
+    splits = {train: _unwrapped(inside[train], set())}
+    classes = {clean_name(name) for name in splits[train].classes}
+    for name, other in folder.folders.items():
+        if name == train:
+            continue
+        members = _unwrapped(other, classes)
+        found = {clean_name(name) for name in members.classes}
+        if found & classes:
+            splits[name] = members
+            continue
+        shown = printable(listing(sorted(found)))
+        logger.warning(
+            "%s: %s; left out",
+            where,
+            f"no images in {printable(name)}"
+            if not other.num_images
+            else f"{printable(name)} is no split: none of its folders ({shown}) is a "
+            f"class of {printable(train)} ({printable(listing(sorted(classes)))})"
+            if found
+            else f"{printable(name)} is no split: its images are not in class folders",
+        )
+    if find_split("train", list(splits)) is None:  # pets_train, without its pets_test
+        splits["train"] = splits.pop(train)
+    usual = {find_split(x, list(splits)): x for x in ("train", "test", "validation")}
+    taken = {name: usual.get(name, "another split") for name in splits}
+    if any(x not in (name, "validation") for name, x in taken.items()):
+        shown = ", ".join(f"{name} is taken for {x}" for name, x in taken.items())
+        logger.warning("%s: %s", where, printable(shown))
+    return dict(sorted(splits.items()))
+
+
+def _refuse_other_levels(split: Folder, classes: set[str]) -> None:
+    """Raises DatasetError if a class holds what should be beside or above it."""
+    for name, folder in split.classes.items():
+        others = sorted((classes - {name}) & set(folder.classes))
+        where = printable(folder.path)
+        if others:
+            raise DatasetError(
+                f"{where} is beside the classes {printable(listing(others))} and holds "
+                f"folders of these names. {EXPECTED}. Move the folder away, or what is "
+                "in it into the classes that it belongs to."
+            )
+        if len(set(split_kinds(folder.classes).values())) > 1:
+            raise DatasetError(
+                f"{where} is in the place of a class and holds the splits "
+                f"{printable(listing(list(folder.classes)))}. {EXPECTED}: the splits "
+                "are above the classes. Move the folders, or list the images in a "
+                "table with the columns path, label and split."
+            )
+
+
+def _warn_of_loose_images(folder: Folder) -> None:
+    if loose := folder.images:
+        logger.warning(
+            "%s: left out %d images that are not in a class folder, such as %s",
+            printable(folder.path),
+            len(loose),
+            printable(os.path.basename(loose[0].path)),
+        )
+
+
+def _warn_of_shared_files(where: str, splits: dict[str, list[File]]) -> None:
+    """Warns of files that links put into several splits."""
+    if not any(file.linked for files in splits.values() for file in files):
+        return
+    real_files = {split: {x.real for x in files} for split, files in splits.items()}
+    names = list(real_files)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if shared := len(real_files[first] & real_files[second]):
+                logger.warning(
+                    "%s: %d images are in %s and, by links, in %s; do not test on "
+                    "training images",
+                    where,
+                    shared,
+                    printable(first),
+                    printable(second),
+                )
+
+
+def _without_images(folder: Folder) -> str:
+    """Says what is in a folder that has no images."""
+    where = pathlib.Path(folder.path)
+    prepared = [*where.glob("dataset_info.json"), *where.glob("*/dataset_info.json")]
+    if prepared or [*where.glob("*/*/dataset_info.json")]:
+        return (
+            f"{printable(where)} is a folder that TensorFlow Datasets has prepared. "
+            "Give the name of the dataset, such as cifar10, and the folder above it as "
+            "--config.tfds_data_dir or --tfds-data-dir."
+        )
+    endings = Counter(pathlib.Path(x.path).suffix.lower() for x in folder.walk())
+    found = ", ".join(f"{n} {e or 'without ending'}" for e, n in endings.most_common(5))
+    names = ", ".join(folder.folders)
+    return printable(
+        f"{where}: no images in {names or 'it'}; found {found or 'no'} files. "
+        f"{EXPECTED}, with images ending in {' '.join(IMAGE_ENDINGS)}, in any letter "
+        "case."
+    )

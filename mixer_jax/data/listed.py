@@ -1,14 +1,26 @@
 """Datasets that list all their examples in memory, and scikit-learn's digits."""
 
 import dataclasses
+import difflib
+import logging
+import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import einops
 import numpy as np
 
-from mixer_jax.data.dataset import DatasetError, Example, Source
+from mixer_jax.data.dataset import DatasetError, Example, Part
+from mixer_jax.data.names import clean_name, find_split, listing, printable
+from mixer_jax.data.splits import parse_split
+from mixer_jax.data.walk import IMAGE_ENDINGS
+
+logger = logging.getLogger(__name__)
+
+Labels = str | tuple[str, ...]  # the class of an image, or its classes
+Rows = list[tuple[str, Labels]]  # paths of images and their classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +29,7 @@ class ListedSource:
 
     Attributes:
       images: uint8 [n, height, width, 3]; or an array of n strings, each a path.
-      labels: int [n].
+      labels: int [n]; or an array of n tuples, if images have several labels.
     """
 
     images: np.ndarray
@@ -27,9 +39,10 @@ class ListedSource:
         return len(self.labels)
 
     def __getitem__(self, index: int, /) -> Example:
-        image, label = self.images[index], int(self.labels[index])
+        image, label = self.images[index], self.labels[index]
+        label = label if isinstance(label, tuple) else int(label)
         if isinstance(image, str):
-            return Example(pathlib.Path(image), label, image)
+            return Example(pathlib.Path(image), label, printable(image))
         return Example(image, label, f"example {index}")
 
     def take(self, indices: np.ndarray) -> "ListedSource":
@@ -45,51 +58,141 @@ class ListedDataset:
       name: as the user gave it, for messages.
       class_names: see Dataset.
       splits: the examples of each whole split.
+      root: the folder that paths are relative to in a fingerprint.
     """
 
     name: str
     class_names: Sequence[str]
     splits: Mapping[str, ListedSource]
+    root: str = ""
 
     @property
     def split_names(self) -> Sequence[str]:
         """See Dataset."""
         return list(self.splits)
 
-    def split(self, expression: str) -> Source:
+    def parts(self, expression: str) -> list[Part]:
         """See Dataset."""
-        match = re.fullmatch(
-            r"(?P<split>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?",
-            expression,
+        sizes = {name: len(source) for name, source in self.splits.items()}
+        return parse_split(self.name, sizes, expression)
+
+    def split(self, expression: str) -> ListedSource:
+        """See Dataset."""
+        sources = []
+        for part in self.parts(expression):
+            source = self.splits[part.split]
+            if (part.start, part.stop) != (0, len(source)):
+                order = _stratified_order(source.labels)
+                source = source.take(order[part.start : part.stop])
+            sources.append(source)
+        if len(sources) == 1:
+            return sources[0]
+        return ListedSource(
+            np.concatenate([source.images for source in sources]),
+            np.concatenate([source.labels for source in sources]),
         )
-        if match is None:
-            raise DatasetError(
-                f"{self.name}: cannot read the split {expression!r}. Expected "
-                "something like 'train', 'train[:90%]' or 'train[100:200]'."
+
+    def columns(self, expression: str) -> dict[str, Iterator[bytes]]:
+        """See Dataset."""
+        source = self.split(expression)
+        labels = (str(x).encode() for x in source.labels.tolist())
+        if source.images.dtype != object:
+            images = source.images
+            about = (str(images.shape).encode(), images.tobytes())
+            return {"images": iter(about), "labels": labels}
+        prefix = os.path.join(self.root, "")
+        names = (clean_name(x.removeprefix(prefix)).encode() for x in source.images)
+        return {"names": names, "labels": labels, "sizes": _sizes(source.images)}
+
+
+def list_files(
+    name: str, root: str, rows: Mapping[str, Rows], classes: Sequence[str] | None
+) -> ListedDataset:
+    """Turns rows into a dataset; warns of classes without images.
+
+    Args:
+      name: of the dataset.
+      root: its folder.
+      rows: the paths and classes of each split's images.
+      classes: all names in order, if they are given; else those of the rows, sorted.
+
+    Raises:
+      DatasetError: there are no images to train on, or one is of no known class.
+    """
+    empty = [split for split, files in rows.items() if not files]
+    rows = {split: files for split, files in rows.items() if files}
+    if find_split("train", list(rows)) is None:
+        raise DatasetError(
+            f"{name}: no images in {printable(listing(empty)) or 'it'}. Expected "
+            f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
+            "in any letter case."
+        )
+    if empty:
+        logger.warning("%s: no images in %s; left out", name, listing(empty))
+    counts = {split: Counter[str]() for split in rows}
+    for split, files in rows.items():
+        for _, label in files:
+            counts[split].update([label] if isinstance(label, str) else label)
+    found = sorted(set().union(*counts.values()))
+    class_names = found if classes is None else list(classes)
+    if unknown := [x for x in found if x not in set(class_names)]:
+        close = difflib.get_close_matches(unknown[0], class_names, 3)
+        raise DatasetError(
+            f"{name}: {len(unknown)} classes are not in classes.txt: "
+            f"{listing(unknown)}. Expected one of its {len(class_names)}"
+            f"{f', such as {listing(close)}' if close else ''}. Add them to "
+            "classes.txt, one name a line, or give it another name."
+        )
+    index = {class_name: i for i, class_name in enumerate(class_names)}
+    splits = {}
+    for split, files in rows.items():
+        if missing := [x for x in class_names if not counts[split][x]]:
+            logger.warning(
+                "%s: %d of %d classes have no image in %s: %s",
+                name,
+                len(missing),
+                len(class_names),
+                printable(split),
+                listing(missing, 10),
             )
-        if match["split"] not in self.splits:
-            others = [split for split in self.splits if split != "train"]
-            hint = (
-                f" To test on {others[0]!r}: --config.pp.test={others[0]}."
-                if others
-                else " To keep a part of train for testing: "
-                "--config.pp.train='train[:90%]' --config.pp.test='train[90%:]'."
-            )
-            raise DatasetError(
-                f"{self.name} has no split {match['split']!r}; it has "
-                f"{', '.join(map(repr, self.splits))}.{hint}"
-            )
-        whole = self.splits[match["split"]]
-        if expression == match["split"]:
-            return whole
-        start = _position(match["start"] or "0", len(whole))
-        stop = _position(match["stop"] or "100%", len(whole))
-        if start >= stop:
-            raise DatasetError(
-                f"{self.name}: the split {expression!r} is empty; {match['split']!r} "
-                f"has {len(whole)} examples."
-            )
-        return whole.take(_stratified_order(whole.labels)[start:stop])
+        labels = np.empty(len(files), object)
+        for i, (_, label) in enumerate(files):
+            if isinstance(label, str):
+                labels[i] = index[label]
+            else:
+                labels[i] = tuple(index[x] for x in label)
+        splits[printable(split)] = ListedSource(
+            np.array([path for path, _ in files], object),
+            labels if isinstance(labels[0], tuple) else labels.astype(np.int64),
+        )
+    return ListedDataset(name, class_names, splits, root)
+
+
+def read_classes(folder: pathlib.Path) -> list[str] | None:
+    """Reads all names of classes in order from <folder>/classes.txt, if it is there.
+
+    Raises:
+      DatasetError: it is not a UTF-8 text of different names, one a line.
+    """
+    path = folder / "classes.txt"
+    if not path.is_file():
+        return None
+    where = printable(path)
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{where} is not a UTF-8 text: {error}. Save it as UTF-8, one name a line."
+        ) from error
+    names = [clean_name(line) for line in lines if clean_name(line)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        wrong = f"{listing(twice)} twice" if twice else "no names"
+        raise DatasetError(
+            f"{where}: found {wrong}. Expected the name of each class once, one a line."
+        )
+    logger.warning("%s gives the %d classes and their order", where, len(names))
+    return names
 
 
 def open_digits() -> ListedDataset:
@@ -116,18 +219,32 @@ def open_digits() -> ListedDataset:
     )
 
 
-def _position(text: str, length: int) -> int:
-    """Reads "10%" or "100" as a position; rounds to the nearest one, as TFDS does."""
-    percent = text.endswith("%")
-    value = round(int(text[:-1]) * length / 100) if percent else int(text)
-    return min(max(value + length if value < 0 else value, 0), length)
+def _sizes(paths: np.ndarray) -> Iterator[bytes]:
+    """Gives the bytes of files, -1 if one is not there, without reading them."""
+
+    def size(path: str) -> bytes:
+        try:
+            return str(os.stat(path).st_size).encode()
+        except OSError:
+            return b"-1"
+
+    def sizes(start: int) -> list[bytes]:
+        return [size(path) for path in paths[start : start + 1024]]
+
+    # Threads, since a network disk may take a millisecond for each.
+    with ThreadPoolExecutor(32) as pool:
+        for chunk in pool.map(sizes, range(0, len(paths), 1024)):
+            yield from chunk
 
 
 def _stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Returns a random order in which the examples of each class are evenly spread.
 
-    Any slice of it has nearly the same share of each class as the whole.
+    Any slice of it has nearly the same share of each class as the whole. An image with
+    several labels counts as one of the first.
     """
+    if labels.dtype == object:
+        labels = np.array([x[0] if x else -1 for x in labels])
     rng = np.random.default_rng(seed)
     position = np.empty(len(labels))
     for label in np.unique(labels):

@@ -1,15 +1,16 @@
 """Datasets of TensorFlow Datasets, read without TensorFlow."""
 
 import dataclasses
-import difflib
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mixer_jax.data.dataset import DatasetError, Example, Source
+from mixer_jax.data.dataset import DatasetError, Example, Part, Source, squashed
+from mixer_jax.data.names import listing
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +21,14 @@ class TfdsDataset:
     Downloading and preparing one needs TensorFlow, once. Reading it does not.
 
     Args:
-      name: of the dataset, such as "cifar10" or "cifar10:3.0.2".
+      name: of the dataset, such as "cifar10" or "cifar10:3.0.2"; see `find_name`.
       data_dir: where prepared datasets are; None for ~/tensorflow_datasets.
       manual_dir: where files are that must be downloaded by hand.
       label_key: see `open_dataset`.
 
     Raises:
-      DatasetError: there is no such dataset, it has no images with classes, or it must
-        be prepared and TensorFlow is not installed.
+      DatasetError: there is no such version or config, it has no images with classes,
+        or it must be prepared and TensorFlow is not installed.
     """
 
     def __init__(
@@ -45,11 +46,10 @@ class TfdsDataset:
             self._builder = tfds.builder(
                 name, data_dir=data_dir, file_format="array_record"
             )
-        except tfds.core.DatasetNotFoundError as error:
-            known = tfds.list_builders(with_community_datasets=False)
-            raise DatasetError(_unknown_dataset(name, known)) from error
         except ImportError as error:
             raise DatasetError(_needs_tensorflow(name, data_dir)) from error
+        except (ValueError, AssertionError, TypeError) as error:
+            raise DatasetError(_wrong_variant(name, error)) from error
         if not self._builder.is_prepared():
             if importlib.util.find_spec("tensorflow") is None:
                 raise DatasetError(_needs_tensorflow(name, self._builder.data_dir))
@@ -80,10 +80,44 @@ class TfdsDataset:
                 f"{self._builder.data_dir} --out_file_format=array_record "
                 "--out_path=<new folder>`."
             ) from error
-        except ValueError as error:
-            raise DatasetError(f"{self.name}, split {expression!r}: {error}") from error
+        except (ValueError, AssertionError) as error:
+            raise self._wrong_split(expression, error) from error
         return TfdsSource(
             f"{self.name} {expression}", records, self._image_key, self._label_key
+        )
+
+    def parts(self, expression: str) -> list[Part]:
+        """See Dataset."""
+        try:
+            read = self._tfds.core.ReadInstruction.from_spec(expression)
+            ranges = read.to_absolute(self._builder.info.splits)
+        except (ValueError, AssertionError, KeyError) as error:
+            raise self._wrong_split(expression, error) from error
+        sizes = {name: x.num_examples for name, x in self._builder.info.splits.items()}
+        return [
+            Part(
+                x.splitname,
+                x.from_ or 0,
+                sizes[x.splitname] if x.to is None else x.to,
+            )
+            for x in ranges
+        ]
+
+    def columns(self, expression: str) -> dict[str, list[bytes]]:
+        """See Dataset."""
+        info = self._builder.info
+        sizes = [f"{k}: {x.num_examples}" for k, x in sorted(info.splits.items())]
+        about = {"version": [info.full_name], "sizes of the splits": sizes}
+        about["selection"] = [str(x) for x in self.parts(expression)]
+        return {key: [x.encode() for x in texts] for key, texts in about.items()}
+
+    def _wrong_split(self, expression: str, error: Exception) -> DatasetError:
+        splits = self._builder.info.splits.items()
+        sizes = ", ".join(f"{name} ({x.num_examples:,})" for name, x in splits)
+        return DatasetError(
+            f"{self.name}, split {expression!r}: {str(error).splitlines()[0]} "
+            f"Expected one of {sizes}, with a slice such as train[:90%] if you like, "
+            "in pp.train or pp.test of a config or behind --split."
         )
 
     def _prepare(self, manual_dir: str | None) -> None:
@@ -141,13 +175,56 @@ def _scalar(feature: Any) -> Any:
     return getattr(feature, "feature", feature)
 
 
-def _unknown_dataset(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.split(":")[0], known, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return (
-        f"There is no dataset {name!r}: neither a folder or .csv/.tsv file of that "
-        f"name nor a dataset of TensorFlow Datasets.{hint}"
-    )
+def known_names() -> list[str]:
+    """Returns the names of all datasets of TensorFlow Datasets."""
+    import tensorflow_datasets as tfds
+
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def find_name(name: str, data_dir: str | None) -> str | None:
+    """Returns a name as TensorFlow Datasets spells it, None if it has no such dataset.
+
+    The version and config behind it stay. A dataset of the user's own counts if it is
+    prepared in `data_dir`. What is spelled differently is said.
+    """
+    import tensorflow_datasets as tfds
+
+    name = name.strip()
+    match = re.fullmatch(r"([\w -]+)((?:/[\w.+=,-]+)?(:[\w.*]+)?)", name)
+    if match is None:
+        return None
+    base, rest, version = match.groups()
+    found = {squashed(x): x for x in known_names()}.get(squashed(name))
+    own = re.fullmatch(r"\w+", base) and re.match(r":[\d*]", version or ":*")
+    if not found and own:  # of "a:b" it would ask the network
+        try:
+            tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            return None
+        found = base
+    if found and found != base:
+        logger.warning("%s is taken for %s of TensorFlow Datasets", base, found)
+    return found and found + rest
+
+
+def _wrong_variant(name: str, error: Exception) -> str:
+    """Says which versions and configs a dataset has."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_cls(re.split("[:/]", name)[0])
+    versions = [builder.VERSION, *builder.SUPPORTED_VERSIONS]
+    configs = [config.name for config in builder.BUILDER_CONFIGS]
+    text = f"TensorFlow Datasets has no {name!r}."
+    if ":" in name:
+        text += f" Expected the version {listing(list(map(str, versions)))}, or none."
+    elif "/" not in name:
+        text += f" {str(error).splitlines()[-1]}"
+    if "/" in name:
+        text += (
+            f" Expected {f'the config {listing(configs)}' if configs else 'no config'}."
+        )
+    return text
 
 
 def _needs_tensorflow(name: str, folder: object) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from mixer_jax.data import dataset, pipeline, preprocess
+from mixer_jax.data import dataset, pipeline, preprocess, splits
+from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config
 from mixer_jax.training import sharding
@@ -63,9 +64,9 @@ def open_data(config: Config) -> Data:
         data_dir=config.tfds_data_dir,
         manual_dir=config.tfds_manual_dir,
     )
-    train_default, test_default = dataset.default_splits(config.dataset)
-    train_split = config.pp.train or train_default
-    test_split = config.pp.test or test_default
+    train_split, test_split = splits.choose_splits(
+        config.dataset, opened, config.pp.train, config.pp.test
+    )
     permute = create_permute(config.pp.permute, config.model.patches.size)
     data = Data(
         config,
@@ -93,9 +94,10 @@ def open_data(config: Config) -> Data:
         raise dataset.DatasetError(
             f"{config.dataset} has several labels for an image; runs train on one."
         )
+    splits.check_splits(opened, train_split, test_split)
     logger.info(
         "data     %s: %s images to train on (%s), %s to test on (%s), %d classes",
-        config.dataset,
+        printable(config.dataset),
         f"{len(data.train_source):,}",
         train_split,
         f"{len(data.test_source):,}",

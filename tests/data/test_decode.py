@@ -1,5 +1,7 @@
 import errno
+import functools
 import io
+import logging
 import pathlib
 import zlib
 
@@ -11,7 +13,7 @@ from PIL import Image, ImageOps
 from mixer_jax.data import decode
 from mixer_jax.data.dataset import open_dataset
 
-from ..examples import DAMAGES, ZEROED, encode, photographs, write_folder
+from ..examples import DAMAGES, ZEROED, encode, photographs, tiff, write_folder
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
@@ -29,9 +31,10 @@ def saved(image: Image.Image, form: str, **options) -> bytes:
     return file.getvalue()
 
 
-def on_white(data: bytes) -> np.ndarray:
+def on_white(data: bytes, upright: bool = False) -> np.ndarray:
     """What Pillow makes of a file, on a white background."""
-    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    image = Image.open(io.BytesIO(data))
+    image = (ImageOps.exif_transpose(image) if upright else image).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
@@ -75,6 +78,29 @@ KINDS = {
     "lossless WebP": lambda photo, _: saved(photo, "WEBP", lossless=True),
     "lossless RGBA WebP": lambda _, faded: saved(faded, "WEBP", lossless=True),
     "RGBA WebP": lambda _, faded: saved(faded, "WEBP"),
+    **{
+        f"{mode} {form}": functools.partial(
+            lambda photo, _, mode, form: saved(photo.convert(mode), form),
+            mode=mode,
+            form=form,
+        )
+        for form, modes in (("BMP", "RGB L 1"), ("GIF", "L"), ("TIFF", "RGB L 1 CMYK"))
+        for mode in modes.split()
+    },
+    "palette BMP": lambda photo, _: saved(photo.quantize(64), "BMP"),
+    "palette GIF": lambda photo, _: saved(photo.quantize(64), "GIF"),
+    "palette TIFF": lambda photo, _: saved(photo.quantize(64), "TIFF"),
+    "interlaced GIF": lambda photo, _: saved(photo.quantize(9), "GIF", interlace=1),
+    "GIF with a transparent colour": lambda photo, _: saved(
+        photo.quantize(64), "GIF", transparency=3
+    ),
+    "RGBA TIFF": lambda _, faded: saved(faded, "TIFF"),
+    **{
+        f"TIFF compressed with {x}": functools.partial(
+            lambda photo, _, x: saved(photo, "TIFF", compression=x), x=x
+        )
+        for x in ("tiff_lzw", "tiff_adobe_deflate", "packbits")
+    },
 }
 
 
@@ -104,10 +130,16 @@ def test_transparent_pixels_are_white_whatever_their_colour():
         assert (image[4:] == (10, 20, 30)).all()
 
 
-def png(depth: int, colour: int, rows: np.ndarray, transparency: bytes) -> bytes:
+def png(
+    depth: int,
+    colour: int,
+    rows: np.ndarray,
+    transparency: bytes = b"",
+    bits: bytes = b"",
+) -> bytes:
     """A PNG file of [height, bytes] without filters, which Pillow cannot write."""
     height, num_bytes = rows.shape
-    samples = {0: 1, 2: 3}[colour]
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     size = [num_bytes * 8 // (depth * samples), height]
     header = b"".join(x.to_bytes(4, "big") for x in size)
     pixels = np.pad(rows, ((0, 0), (1, 0))).astype(np.uint8).tobytes()
@@ -119,6 +151,7 @@ def png(depth: int, colour: int, rows: np.ndarray, transparency: bytes) -> bytes
         for name, content in [
             (b"IHDR", header + bytes([depth, colour, 0, 0, 0])),
             (b"tEXt", b"Comment\0tRNS"),  # which is no tRNS chunk
+            *([(b"sBIT", bits)] if bits else []),
             *([(b"tRNS", transparency)] if transparency else []),
             (b"IDAT", zlib.compress(pixels)),
             (b"IEND", b""),
@@ -260,3 +293,223 @@ def test_what_a_network_disk_fails_to_read_is_read_again(
     else:
         with pytest.raises(decode.ImageError, match="Input/output error"):
             example.pixels()
+
+
+EXIF_KINDS = {
+    "RGBA PNG": lambda photo, faded, **x: saved(faded, "PNG", **x),
+    "grey PNG with transparency": lambda photo, faded, **x: saved(
+        faded.convert("LA"), "PNG", **x
+    ),
+    "grey PNG with a transparent level": lambda photo, faded, **x: saved(
+        photo.convert("L"), "PNG", transparency=3, **x
+    ),
+    "RGB PNG with a transparent colour": lambda photo, faded, **x: saved(
+        photo, "PNG", transparency=photo.getpixel((0, 0)), **x
+    ),
+    "palette PNG with a transparent colour": lambda photo, faded, **x: saved(
+        photo.quantize(9), "PNG", transparency=3, **x
+    ),
+    "RGBA WebP": lambda photo, faded, **x: saved(faded, "WEBP", lossless=True, **x),
+    "palette PNG": lambda photo, faded, **x: saved(photo.quantize(9), "PNG", **x),
+    "grey JPEG": lambda photo, faded, **x: saved(photo.convert("L"), "JPEG", **x),
+    "CMYK JPEG": lambda photo, faded, **x: saved(photo.convert("CMYK"), "JPEG", **x),
+}
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", EXIF_KINDS)
+def test_every_kind_is_turned_upright(photo, faded, kind, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = EXIF_KINDS[kind](photo, faded, exif=exif)
+    stored = decode.decode(data)
+    assert stored.shape == (96, 144, 3)
+    image = decode.decode(data, upright=True)
+    want = on_white(data, upright=True)
+    np.testing.assert_allclose(image.astype(int), want.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_tiff_is_turned_upright(photo, faded, turn, alpha):
+    data = saved(faded if alpha else photo, "TIFF", tiffinfo={274: turn})
+    want = on_white(data)  # Pillow turns it as well
+    assert want.shape[:2] == ((144, 96) if turn == 6 else (96, 144))
+    image = decode.decode(data, upright=True)
+    np.testing.assert_allclose(image.astype(int), want.astype(int), atol=1)
+
+
+def test_16_bit_png_is_turned_upright():
+    levels = np.random.default_rng(0).integers(0, 2**16, (8, 9), np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(levels), "PNG", exif=exif)
+    upright = decode.decode(data, upright=True)
+    np.testing.assert_array_equal(upright[..., 0], np.rot90(levels >> 8, -1))
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What is said once in a process, anew in each test."""
+    monkeypatch.setattr(decode, "_said", set())
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+def levels_of(bits: int) -> np.ndarray:
+    """uint16 [16, 16] from 0 to 2**bits - 1, in no order."""
+    levels = np.linspace(0, 2**bits - 1, 256).astype(">u2")
+    return np.random.default_rng(bits).permutation(levels).reshape(16, 16)
+
+
+def as_rows(levels: np.ndarray) -> np.ndarray:
+    return levels.astype(">u2").view(np.uint8).reshape(len(levels), -1)
+
+
+@pytest.mark.parametrize("bits", [8, 9, 10, 12, 14])
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+def test_low_bits_of_a_16_bit_png_count_if_it_states_them(bits, colour, said):
+    grey = levels_of(bits)
+    samples = {0: [grey], 2: [grey] * 3, 4: [grey] * 2, 6: [grey] * 4}[colour]
+    if colour & 4:
+        samples[-1] = np.full_like(grey, 2**16 - 1)  # opaque
+    rows = as_rows(np.stack(samples, -1).reshape(16, -1))
+    image = decode.decode(png(16, colour, rows, bits=bytes([bits] * len(samples))))
+    want = grey >> (bits - 8)
+    np.testing.assert_array_equal(image, np.stack([want] * 3, -1))
+    assert not said.text
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("dark", [False, True])
+def test_bits_that_are_spread_over_16_are_taken_as_they_are(bits, dark, said):
+    """As the specification of PNG wants it; three ways to do so are in use."""
+    low = levels_of(bits).astype(int) // (2**5 if dark else 1)
+    for spread in (
+        low << (16 - bits),
+        low << (16 - bits) | low >> (2 * bits - 16),
+        np.rint(low * (65535 / (2**bits - 1))).astype(int),
+    ):
+        data = png(16, 0, as_rows(spread.astype(">u2")), bits=bytes([bits]))
+        np.testing.assert_array_equal(decode.decode(data)[..., 0], spread >> 8)
+
+
+def test_transparent_level_of_a_png_with_12_bits():
+    grey = levels_of(12)
+    grey[0] = 77
+    data = png(16, 0, as_rows(grey), (77).to_bytes(2, "big"), bits=b"\x0c")
+    want = np.where(grey == 77, 255, grey >> 4)
+    np.testing.assert_array_equal(decode.decode(data)[..., 0], want)
+
+
+@pytest.mark.parametrize("tag", [281, 341])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("highest", [4095, 3900, 1023])
+def test_low_bits_of_a_16_bit_tiff_count_if_it_states_them(tag, order, highest, said):
+    bits = highest.bit_length()
+    grey = np.minimum(levels_of(bits), highest)
+    pixels = grey.astype(f"{order}u2").tobytes()
+    data = tiff(pixels, 16, 16, {258: (16,), tag: (highest,)}, order)
+    np.testing.assert_array_equal(decode.decode(data)[..., 0], grey >> (bits - 8))
+    inverted = tiff(pixels, 16, 16, {258: (16,), tag: (highest,), 262: (0,)}, order)
+    image = decode.decode(inverted)[..., 0]
+    np.testing.assert_array_equal(image, 255 - (grey >> (bits - 8)))
+    assert not said.text
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_packed_bits_of_a_tiff(bits, said):
+    grey = levels_of(bits)
+    text = "".join(f"{x:0{bits}b}" for x in grey.ravel())
+    pixels = bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    data = tiff(pixels, 16, 16, {258: (bits,), 281: (2**bits - 1,)})
+    np.testing.assert_array_equal(decode.decode(data)[..., 0], grey >> (bits - 8))
+
+
+def test_low_bits_that_are_not_stated_are_told_once(said):
+    dark = [png(16, 0, as_rows(levels_of(12))) for _ in range(2)]
+    dark.append(tiff(levels_of(10).astype("<u2").tobytes(), 16, 16, {258: (16,)}))
+    for i, data in enumerate(dark):
+        image = decode.decode(data, name=f"photo {i}")
+        assert image.max() < 16  # as it stands in the file
+    (message,) = [record.getMessage() for record in said.records]
+    assert "photo 0 has 16 bits a channel and values up to 4095 of 65535" in message
+    assert "sBIT" in message
+
+
+def test_bright_and_black_16_bit_images_are_not_told(said):
+    for levels in (levels_of(16), levels_of(13), np.zeros((16, 16))):
+        data = png(16, 0, as_rows(levels))
+        np.testing.assert_array_equal(
+            decode.decode(data)[..., 0], levels.astype(int) >> 8
+        )
+    assert not said.text
+
+
+@pytest.mark.parametrize(
+    ("tags", "pixels", "message"),
+    [
+        ({258: (32,), 339: (3,)}, bytes(1024), "32 bits a sample with a fraction"),
+        ({258: (16,), 339: (2,)}, bytes(512), "16 bits a sample with a sign"),
+        ({258: (32,)}, bytes(1024), "TIFF of 32 bits a sample; expected at most 16"),
+        ({258: (4,)}, bytes(128), "a TIFF that is cut off, damaged or of a kind"),
+        ({258: (8, 8), 277: (2,), 338: (2,)}, bytes(512), "a grey TIFF with transp"),
+    ],
+)
+def test_tiffs_that_have_no_known_range_are_refused(tags, pixels, message):
+    with pytest.raises(decode.ImageError, match=message):
+        decode.decode(tiff(pixels, 16, 16, tags))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_alpha_of_a_tiff(bits, extra):
+    """0 says nothing of the channel, 1 and 2 that it is alpha; 1: already applied."""
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (5, 6, 4))
+    alpha = rgba[..., 3:]
+    if extra == 1:
+        rgba[..., :3] = rgba[..., :3] * alpha // 255
+    stored = (rgba * 257).astype("<u2") if bits == 16 else rgba.astype(np.uint8)
+    tags = {258: (bits,) * 4, 262: (2,), 277: (4,), 338: (extra,)}
+    image = decode.decode(tiff(stored.tobytes(), 6, 5, tags)).astype(int)
+    rgb = rgba[..., :3]
+    want = {
+        0: rgb,
+        1: rgb + 255 - alpha,
+        2: (rgb * alpha + 255 * (255 - alpha)) / 255,
+    }[extra]
+    np.testing.assert_allclose(image, want, atol=1)
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_first_frame_is_taken_and_the_others_are_told_once(photo, form, said):
+    other = ImageOps.mirror(photo)
+    first = photo.quantize(200) if form == "GIF" else photo
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = saved(first, form, save_all=True, append_images=[other, photo], **options)
+    image = decode.decode(data, name="many.gif")
+    decode.decode(data, name="others.gif")
+    np.testing.assert_array_equal(image, np.asarray(first.convert("RGB")))
+    (message,) = [record.getMessage() for record in said.records]
+    assert message.startswith("many.gif has 3 frames; the first is taken")
+    decode.decode(saved(first, form))
+    assert len(said.records) == 1
+
+
+@pytest.mark.parametrize("form", ["BMP", "GIF", "TIFF"])
+def test_other_files_that_are_cut_off_are_refused(photo, form, capfd):
+    data = saved(photo.quantize(64) if form == "GIF" else photo, form)
+    decode.decode(data)
+    for length in (0, 1, 7, 20, len(data) // 2, len(data) - 9):
+        with pytest.raises(decode.ImageError):
+            decode.decode(data[:length])
+    assert not capfd.readouterr().err
+
+
+def test_gifs_of_any_bytes_end_in_an_image_error():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        for start in (b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"RIFF\0\0\0\0WEBP"):
+            with pytest.raises(decode.ImageError):
+                decode.decode(start + rng.bytes(rng.integers(0, 99)))

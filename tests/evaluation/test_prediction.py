@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from mixer_jax.data.folders import find_images
+from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation import prediction
 from mixer_jax.weights.layout import CheckpointError
 

@@ -164,7 +164,9 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
 
 
 def test_both_processes_end_soon_when_one_fails(config, tmp_path):
-    photos = write_folder(tmp_path / "photos", {"train/a": 20, "test/a": 20})
+    photos = write_folder(
+        tmp_path / "photos", {"train/a": 20, "train/b": 1, "test/a": 20}
+    )
     configs = [config.copy_and_resolve_references() for _ in range(2)]
     for one in configs:
         one.dataset = str(photos)
