@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mixer_jax.data import dataset, pipeline, preprocess, splits
+from mixer_jax.data.fingerprint import Fingerprint, fingerprint
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config
@@ -24,6 +25,7 @@ class Data:
     Attributes:
       config: of the run.
       class_names: of the labels.
+      fingerprint: of the two splits; see mixer_jax.data.fingerprint.
       train_source: the examples to train on.
       test_source: the examples to test on.
       train_transform: from an image to what the model sees in training.
@@ -32,6 +34,7 @@ class Data:
 
     config: Config
     class_names: Sequence[str]
+    fingerprint: Fingerprint
     train_source: dataset.Source
     test_source: dataset.Source
     train_transform: preprocess.TrainTransform
@@ -71,6 +74,7 @@ def open_data(config: Config) -> Data:
     data = Data(
         config,
         list(opened.class_names),
+        fingerprint(opened, (train_split, test_split)),
         opened.split(train_split),
         opened.split(test_split),
         preprocess.TrainTransform(
