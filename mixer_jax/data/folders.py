@@ -46,6 +46,7 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
     kept: dict[str, list[File]] = {}
     for split, members in splits.items():
         _refuse_other_levels(members, set(found))
+        _warn_of_common_folders(members)
         files = [
             (x, clean[name]) for name, c in members.classes.items() for x in c.walk()
         ]
@@ -59,13 +60,22 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
         rows[split] = [(file.path, name) for file, name in images]
         kept[split] = [file for file, _ in images]
         _warn_of_loose_images(members)
-    empty = sorted({x for s in splits.values() for x in s.folders} - set(found))
+    empty = {
+        name: x
+        for members in splits.values()
+        for name, x in members.folders.items()
+        if name not in found
+    }
     if empty:
         logger.warning(
             "%s: %d folders in the place of a class have no images; left out: %s",
             where,
             len(empty),
-            printable(listing(empty)),
+            printable(
+                listing(
+                    [f"{name} ({_endings(x)})" for name, x in sorted(empty.items())]
+                )
+            ),
         )
     if folder not in splits.values():
         _warn_of_loose_images(folder)
@@ -76,11 +86,7 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
             where,
             ignored.total(),
             " ".join(IMAGE_ENDINGS),
-            printable(
-                ", ".join(
-                    f"{n} {ending or 'without ending'}" for ending, n in ignored.items()
-                )
-            ),
+            _count(ignored),
         )
     classes = read_classes(root) or read_classes(pathlib.Path(folder.path))
     return list_files(where, folder.path, rows, classes)
@@ -191,6 +197,21 @@ def _refuse_other_levels(split: Folder, classes: set[str]) -> None:
             )
 
 
+def _warn_of_common_folders(split: Folder) -> None:
+    """Warns if it is not certain at which level the classes are, as in fold1/cat."""
+    counts = Counter(x for folder in split.classes.values() for x in folder.classes)
+    common = [name for name, count in counts.items() if count > 1]
+    if len(common) > 1:
+        logger.warning(
+            "%s: the folders %s are taken for classes, and several hold folders of the "
+            "same names: %s. If these are the classes, move the images into one "
+            "folder for each, or list them in a table with the columns path and label.",
+            printable(split.path),
+            printable(listing(list(split.classes))),
+            printable(listing(common)),
+        )
+
+
 def _warn_of_loose_images(folder: Folder) -> None:
     if loose := folder.images:
         logger.warning(
@@ -230,11 +251,18 @@ def _without_images(folder: Folder) -> str:
             "Give the name of the dataset, such as cifar10, and the folder above it as "
             "--config.tfds_data_dir or --tfds-data-dir."
         )
-    endings = Counter(pathlib.Path(x.path).suffix.lower() for x in folder.walk())
-    found = ", ".join(f"{n} {e or 'without ending'}" for e, n in endings.most_common(5))
     names = ", ".join(folder.folders)
     return printable(
-        f"{where}: no images in {names or 'it'}; found {found or 'no'} files. "
-        f"{EXPECTED}, with images ending in {' '.join(IMAGE_ENDINGS)}, in any letter "
-        "case."
+        f"{where}: no images in {names or 'it'}; found {_endings(folder)}. {EXPECTED}, "
+        f"with images ending in {' '.join(IMAGE_ENDINGS)}, in any letter case."
     )
+
+
+def _endings(folder: Folder) -> str:
+    """Says how many files of which endings are in a folder and below it."""
+    return _count(Counter(pathlib.Path(x.path).suffix.lower() for x in folder.walk()))
+
+
+def _count(endings: Counter[str]) -> str:
+    found = [f"{n} {ending or 'without ending'}" for ending, n in endings.most_common()]
+    return printable(listing(found)) or "no files"

@@ -109,7 +109,9 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
                 split = clean_name(cells.get("split", ""))
                 yield reader.line_num, cells["path"].strip(), cells["label"], split
         except (UnicodeDecodeError, csv.Error) as error:
-            raise DatasetError(f"{where} is not a UTF-8 table: {error}.") from error
+            raise DatasetError(
+                f"{where} is not a UTF-8 table: {error}. Save it as CSV UTF-8."
+            ) from error
 
 
 def _clean_splits(where: str, counts: Counter[str]) -> dict[str, str]:

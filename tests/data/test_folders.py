@@ -360,8 +360,33 @@ def test_folders_without_images_are_no_classes(tmp_path, caplog):
     dataset = opened(root, caplog)
     assert dataset.class_names == ["a", "b"]
     assert "2 folders in the place of a class have no images" in caplog.text
-    assert "left out: c, d" in caplog.text
+    assert "left out: c (no files), d (no files)" in caplog.text
     caplog.clear()
     touch_folder(root / "train", {"logs": 0})
     assert opened(root / "train", caplog).class_names == ["a", "b"]
     assert "left out: c, logs" in caplog.text
+
+
+def test_a_class_of_unknown_files_is_told_with_their_kind(tmp_path, caplog):
+    root = touch_folder(tmp_path, {"cat": 2, "dog": 2, "photos": 0})
+    (root / "photos/1.heic").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert open_dataset(str(root)).class_names == ["cat", "dog"]
+    assert "no images; left out: photos (1 .heic)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "common"),
+    [
+        ({"fold1/cat": 2, "fold1/dog": 2, "fold2/cat": 2, "fold2/dog": 1}, "cat, dog"),
+        ({"cat/images": 2, "dog/images": 2}, None),
+        ({"cat/old": 2, "cat/young": 2, "dog/large": 2, "dog/small": 2}, None),
+    ],
+)
+def test_classes_that_may_be_one_level_lower_are_told(tmp_path, caplog, spec, common):
+    root = touch_folder(tmp_path, spec)
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(str(root))
+    assert dataset.class_names == sorted({x.split("/")[0] for x in spec})
+    assert ("are taken for classes, and several" in caplog.text) == bool(common)
+    assert f"the same names: {common}." in caplog.text or not common
