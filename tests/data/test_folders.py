@@ -364,7 +364,7 @@ def test_folders_without_images_are_no_classes(tmp_path, caplog):
     caplog.clear()
     touch_folder(root / "train", {"logs": 0})
     assert opened(root / "train", caplog).class_names == ["a", "b"]
-    assert "left out: c, logs" in caplog.text
+    assert "left out: c (no files), logs (no files)" in caplog.text
 
 
 def test_a_class_of_unknown_files_is_told_with_their_kind(tmp_path, caplog):
