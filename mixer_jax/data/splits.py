@@ -184,10 +184,10 @@ def check_readable(where: str, source: Source) -> None:
     """
     errors, step = [], max(len(source) // TRIALS, 1)
     tried = [source[i] for i in range(0, len(source), step)][:TRIALS]
-    if not any(example.labels for example in tried):
+    if all(example.label == -1 for example in tried):
         raise DatasetError(
             f"{where}: the first {len(tried)} images have no label. Expected a split "
-            "with labels; name another with pp.train or pp.test."
+            "with labels; name another one."
         )
     for example in tried:
         try:

@@ -67,7 +67,7 @@ def test_report_equals_what_numpy_makes_of_the_logits(
     for label, prediction in zip(labels, predictions, strict=True):
         matrix[label, prediction] += 1
     np.testing.assert_array_equal(report.confusion_matrix(), matrix)
-    accuracies, counts = report.class_accuracies()
+    accuracies, counts = report.class_scores()
     np.testing.assert_array_equal(counts, [3] * 7)
     np.testing.assert_allclose(accuracies, np.diag(matrix) / 3)
 
@@ -103,8 +103,10 @@ def test_predictions_cost_no_second_forward_pass(loaded):
         "mask": np.ones(8, np.float32),
     }
     flops = []
-    for make in (make_eval_step, classification.make_report_step):
-        step = jax.jit(make(loaded.model, softmax_cross_entropy))
+    for report in (False, True):
+        step = jax.jit(
+            make_eval_step(loaded.model, softmax_cross_entropy, report=report)
+        )
         compiled = step.lower(loaded.params, batch).compile()
         flops.append(compiled.cost_analysis()["flops"])
     assert flops[1] < 1.05 * flops[0]
@@ -118,13 +120,13 @@ def test_one_rule_for_equal_logits_and_for_nan(loaded, folder):
     report = score(run, dataset, "train")
     assert report.metrics["top1"] == pytest.approx(1 / 7)
     assert report.metrics["top5"] == pytest.approx(5 / 7)
-    accuracies, counts = report.class_accuracies()
+    accuracies, counts = report.class_scores()
     np.testing.assert_array_equal(accuracies, [1, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(report.confusion_matrix()[:, 0], counts)
     zero["bias"][3] = np.nan
     report = score(run, dataset, "train")
     assert (report.metrics["top1"], report.metrics["top5"]) == (0, 0)
-    np.testing.assert_array_equal(report.class_accuracies()[0], [0] * 7)
+    np.testing.assert_array_equal(report.class_scores()[0], [0] * 7)
     assert not report.confusion_matrix().any()
     assert set(report.predictions) == {-1}
 
@@ -136,7 +138,7 @@ def test_fewer_classes_in_another_order(loaded, folder, tmp_path):
     )
     report = score(loaded, open_dataset(str(tmp_path / "some.csv")), "train")
     assert report.labels.tolist() == [6, 1]
-    accuracies, counts = report.class_accuracies()
+    accuracies, counts = report.class_scores()
     assert counts.tolist() == [0, 1, 0, 0, 0, 0, 1]
     assert np.isnan(accuracies[0])
     classes = json.loads(json.dumps(report.as_dict()))["classes"]
