@@ -3,13 +3,12 @@
 import difflib
 import logging
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from mixer_jax.run.keys import KEYS
+from mixer_jax.run.keys import KEYS, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +33,6 @@ def check_config(config: Config) -> None:
             problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
     if problems := problems or [*_contradictions(config)]:
         raise ConfigError("\n".join(problems))
-
-
-def row_of(key: str) -> str:
-    """Returns the key of KEYS that `key` is one of."""
-    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)
 
 
 def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:

@@ -83,8 +83,8 @@ def open_data(config: Config) -> Data:
     """Returns the data that `config` describes, but for those of config.evals.
 
     Raises:
-      DatasetError: the dataset or a split is not there, or not as expected.
-      ConfigError: images have several labels, and the loss takes one.
+      DatasetError: the dataset or a split is not there, or not as expected; or images
+        have several labels, and the loss takes one.
     """
     opened = dataset.open_dataset(
         config.dataset,
@@ -122,7 +122,7 @@ def open_data(config: Config) -> Data:
         ),
     )
     if data.multilabel and config.loss != "sigmoid":
-        raise ConfigError(
+        raise dataset.DatasetError(
             f"The images of {printable(config.dataset)} have several labels, but loss "
             f"is {config.loss}, which takes one. Set --config.loss=sigmoid."
         )

@@ -182,3 +182,8 @@ KEYS = {
     "model.scan_blocks": BOOL,
     "model.gelu": _one_of(*GELUS),
 }
+
+
+def row_of(key: str) -> str:
+    """Returns the key of KEYS that `key` is one of."""
+    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)

@@ -20,7 +20,7 @@ from mixer_jax.data.splits import choose_splits
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
-from mixer_jax.run.paths import comparable
+from mixer_jax.run.paths import resolved
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.weights.layout import (
@@ -151,7 +151,7 @@ def open_test_split(
     config, label_key = loaded.config, None
     is_own = config is not None and (
         name is None
-        or comparable({"dataset": name}) == comparable({"dataset": config["dataset"]})
+        or resolved({"dataset": name}) == resolved({"dataset": config["dataset"]})
     )
     if config is not None and is_own:
         name, split = config["dataset"], split or config["pp"].get("test")

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mixer_jax.run.config import Config, flatten, row_of
+from mixer_jax.run.config import Config, flatten
+from mixer_jax.run.keys import row_of
 from mixer_jax.weights.published import is_published_folder
 
 
@@ -62,7 +63,7 @@ def with_absolute_paths(config: Config) -> tuple[Config, dict[str, str]]:
     return config, {k: typed[k] for k in absolute if typed[k] != absolute[k]}
 
 
-def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the flat values of a config with one spelling for each path.
 
     Relative paths count from the current directory, as they do in a config.json of

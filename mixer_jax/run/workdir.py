@@ -18,7 +18,7 @@ from mixer_jax.files import replace_when_whole
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.run.model import FIELD_DEFAULTS
-from mixer_jax.run.paths import comparable, is_dataset, with_absolute_paths
+from mixer_jax.run.paths import resolved, is_dataset, with_absolute_paths
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
@@ -85,7 +85,7 @@ def _differences(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Any, 
     new = flatten(json.loads(config.to_json()))
     fields = {key: x for key, x in FIELD_DEFAULTS.items() if key in new}
     old = ADDED_KEYS | fields | flatten(recorded)
-    one, other = comparable(old), comparable(new)
+    one, other = resolved(old), resolved(new)
     absent = object()
     return {
         key: (old.get(key, "absent"), new.get(key, "absent"))
