@@ -18,7 +18,7 @@ from mixer_jax.files import replace_when_whole
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.run.model import FIELD_DEFAULTS
-from mixer_jax.run.paths import resolved, is_dataset, with_absolute_paths
+from mixer_jax.run.paths import is_dataset, resolved, with_absolute_paths
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
