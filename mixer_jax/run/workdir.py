@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mixer_jax.data.fingerprint import changes
-from mixer_jax.data.names import listing
+from mixer_jax.data.names import listing, printable
 from mixer_jax.files import replace_when_whole
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
@@ -124,27 +124,29 @@ def check_same_data(
     """
     if not _has_result(workdir):
         return
-    differences = _differences(config, workdir)
-    moved = {key: x for key, x in differences.items() if is_dataset(key)}
+    differences = _differences(config, workdir).items()
+    moved = {key: values for key, values in differences if is_dataset(key)}
     path = workdir / "dataset.json"
     if path.exists():
         before = json.loads(path.read_text("utf-8"))["fingerprint"]
         lines = changes(before, data.fingerprint)
     elif moved:  # and nothing shows that it is the same
-        raise _other_config(workdir, differences)
+        raise _other_config(workdir, moved)
     else:
         lines = _changes_without_fingerprint(config, data, start_step, workdir)
-    places = "".join(f"\n  {key}: {a} then, {b} now" for key, (a, b) in moved.items())
+    places = [
+        printable(f"{key}: {old} then, {new} now") for key, (old, new) in moved.items()
+    ]
     if lines:
-        listed = "".join(f"\n  {line}" for line in lines)
+        listed = "".join(f"\n  {line}" for line in (*places, *lines))
         raise ConfigError(
-            f"The data are not what they were when the run in {workdir} began:{places}"
+            f"The data are not what they were when the run in {workdir} began:"
             f"{listed}\nTo continue it, bring the data back as they were. To train on "
             "them as they are, take another --workdir; --config.init_from="
             f"{workdir} then starts from the parameters of this run."
         )
-    if moved:
-        logger.info("data     moved, with the same images:%s", places)
+    for place in places:
+        logger.info("data     moved, with the same images; %s", place)
 
 
 def _changes_without_fingerprint(
