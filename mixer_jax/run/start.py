@@ -17,6 +17,7 @@ from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder, absolute_pretrained
 from mixer_jax.run.program import Program
 from mixer_jax.training import sharding
+from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.step import TrainState
 from mixer_jax.weights.layout import (
@@ -45,13 +46,17 @@ _FREE_FIELDS = {
 }
 
 
-def check_start(config: Config) -> None:
+def check_start(config: Config, workdir: pathlib.Path) -> None:
     """Looks for what a run starts from, before its dataset is opened; fetches nothing.
+
+    A run that has a checkpoint does not need it any more.
 
     Raises:
       OSError, CheckpointError: it is not there, or cannot be read.
       ConfigError: the run of init_from has another model.
     """
+    if saved_steps(workdir):
+        return
     if config.init_from:
         _check_same_model(config, pathlib.Path(absolute_folder(config.init_from)))
     elif config.pretrained_dir:
@@ -141,14 +146,16 @@ def _params_of_run(
 
     fresh, found = flatten_params(init_params), flatten_params(params)
     axes = _class_axes(config, program.model, len(class_names))
-    by_class = {key for key in fresh if key in axes or is_head(key)}
+    by_class = [key for key in fresh if key in axes or is_head(key)]
     body = merge_pretrained(
         unflatten({key: x for key, x in fresh.items() if key not in by_class}),
         unflatten({key: x for key, x in found.items() if key not in by_class}),
         where,
     )
     head = {}
-    for key in by_class & found.keys():
+    for key in by_class:  # in one order in all processes
+        if key not in found:
+            continue
         expected = list(fresh[key].shape)
         if key in axes:
             expected[axes[key]] = len(old_names)

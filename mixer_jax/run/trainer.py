@@ -76,17 +76,16 @@ def train_and_evaluate(
         enter(logging_to(workdir))
         enter(jax.set_mesh(mesh))
         stop_requested = enter(stop_signals())
-        checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
-        start_step = step = checkpoints.latest_step() or 0
-        if not start_step:
-            first_process_first(check_start, config)
+        first_process_first(check_start, config, workdir)
         data = first_process_first(open_data, config)
         data = first_process_first(open_evals, data)
         given_config, config = config, in_steps(config, len(data.train_source))
-        check_same_data(config, data, start_step, workdir)
+        check_same_data(config, data, workdir)
         program = build_program(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
+        checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
+        start_step = step = checkpoints.latest_step() or 0
         if start_step:
             state = checkpoints.restore(program.abstract_state)
         else:

@@ -106,9 +106,7 @@ def _other_config(
     )
 
 
-def check_same_data(
-    config: Config, data: Data, start_step: int, workdir: pathlib.Path
-) -> None:
+def check_same_data(config: Config, data: Data, workdir: pathlib.Path) -> None:
     """Refuses to continue a run on other data than it began with.
 
     A dataset that is at another place now may be the same; that is said.
@@ -116,7 +114,6 @@ def check_same_data(
     Args:
       config: of the run, with durations in steps.
       data: as it is now.
-      start_step: of the checkpoint to continue from.
       workdir: of the run.
 
     Raises:
@@ -133,7 +130,7 @@ def check_same_data(
     elif moved:  # and nothing shows that it is the same
         raise _other_config(workdir, moved)
     else:
-        lines = _changes_without_fingerprint(config, data, start_step, workdir)
+        lines = _changes_without_fingerprint(config, data, workdir)
     places = [
         printable(f"{key}: {old} then, {new} now") for key, (old, new) in moved.items()
     ]
@@ -150,7 +147,7 @@ def check_same_data(
 
 
 def _changes_without_fingerprint(
-    config: Config, data: Data, start_step: int, workdir: pathlib.Path
+    config: Config, data: Data, workdir: pathlib.Path
 ) -> list[str]:
     """Compares what a run of before fingerprints were kept tells of its data."""
     path = workdir / "class_names.json"
@@ -163,10 +160,11 @@ def _changes_without_fingerprint(
                 f"classes: {len(old)} before, {len(new)} now; changed: "
                 f"{listing(changed, 10)}"
             )
-    if start_step > config.total_steps:
+    last_step = max(saved_steps(workdir), default=0)
+    if last_step > config.total_steps:
         lines.append(
             f"train: {len(data.train_source)} images make {config.total_steps} steps, "
-            f"and step {start_step} is done"
+            f"and step {last_step} is done"
         )
     return lines
 
