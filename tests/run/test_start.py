@@ -2,11 +2,12 @@
 
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
 from mixer_jax.data import dataset as datasets
-from mixer_jax.run import trainer
+from mixer_jax.run import start, trainer
 from mixer_jax.weights.layout import CheckpointError, flatten
 
 from ..examples import write_folder
@@ -199,3 +200,23 @@ def test_a_relative_path_to_start_from_is_kept_absolute(source, tmp_path, monkey
     assert recorded["init_from"] == str(workdir)
     assert recorded["as_typed"] == {"init_from": workdir.name}
     assert set(flatten(final_params(tmp_path))) == set(flatten(final_params(workdir)))
+
+
+def test_the_axis_of_the_classes_follows_from_the_model():
+    """In a fork it need not be the last one, nor in the head alone."""
+
+    class Fork(nn.Module):
+        num_classes: int
+
+        @nn.compact
+        def __call__(self, inputs, *, train):
+            prototypes = self.param(
+                "prototypes", nn.initializers.ones, (self.num_classes, 3)
+            )
+            return (
+                nn.Dense(self.num_classes, name="head")(inputs.mean((1, 2)))
+                + prototypes.sum()
+            )
+
+    axes = start._class_axes(tiny_config(), Fork(3), 3)
+    assert axes == {"prototypes": 0, "head/kernel": 1, "head/bias": 0}
