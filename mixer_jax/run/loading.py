@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mixer_jax.data.dataset import Dataset, open_dataset
+from mixer_jax.data.dataset import Dataset, DatasetError, open_dataset
 from mixer_jax.data.fingerprint import Fingerprint, changes, fingerprint
 from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.names import printable
@@ -158,7 +158,15 @@ def open_test_split(
         data_dir = data_dir or config.get("tfds_data_dir")
         label_key = config.get("label_key")
     assert name is not None, "a bare file has no dataset"
-    opened = open_dataset(name, data_dir=data_dir, label_key=label_key)
+    try:
+        opened = open_dataset(name, data_dir=data_dir, label_key=label_key)
+    except DatasetError as error:
+        if not is_own:
+            raise
+        raise DatasetError(
+            "The dataset of the run cannot be opened. If it moved, give --dataset. "
+            f"{error}"
+        ) from error
     split = choose_splits(name, opened, test=split)[1]
     known = loaded.fingerprint
     if is_own and known and split in known["splits"]:

@@ -294,6 +294,10 @@ def test_evaluate_finds_the_dataset_and_warns_if_it_changed(run, monkeypatch, ca
         open_test_split(loaded, name)
         assert f"{photos} has changed since the run: test: 6 images" in caplog.text
         caplog.clear()
-    other = shutil.copytree(photos, run.parent / "other")
+    other = shutil.move(photos, run.parent / "other")
     open_test_split(loaded, str(other))
     assert not caplog.text
+    with pytest.raises(
+        DatasetError, match=r"If it moved, give --dataset\. There is no"
+    ):
+        open_test_split(loaded, None)
