@@ -19,9 +19,16 @@ def get_config() -> ml_collections.ConfigDict:
     # downloaded once), or a local one. None or '': start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
 
+    # Instead of pretrained_dir, the workdir of a run: start from its parameters, with
+    # its head for the classes of the same name. Optimizer and steps begin anew.
+    config.init_from = config_dict.placeholder(str)
+
     # "digits", a folder with {train,test}/<class>/<image>, a .csv or .tsv file with the
     # columns path, label and perhaps split, or any name of TensorFlow Datasets.
     config.dataset = "cifar10"
+    # Of a dataset of TensorFlow Datasets, the feature with the label or labels. None:
+    # its usual one.
+    config.label_key = config_dict.placeholder(str)
     # The folders where TensorFlow Datasets keeps prepared datasets, and where it looks
     # for files that are downloaded by hand. None: its defaults, in
     # ~/tensorflow_datasets.
@@ -60,7 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_eval = 512
     config.prefetch = 2  # batches prepared ahead
 
-    config.loss = "softmax"  # cross-entropy; or "sigmoid"
+    # Cross-entropy of one label; or "sigmoid", for one or several labels of an image.
+    config.loss = "softmax"
     config.label_smoothing = 0.0
     config.mixup_p = 0.0  # of the Beta distribution; 0 for no mixup
     config.head_bias_init = 0.0
@@ -164,8 +172,8 @@ def add_evaluator(
     spec.type = "classification"
     spec.dataset = config_dict.placeholder(str)  # None: the one trained on
     spec.split = "test"
-    # Of a dataset of TensorFlow Datasets. None: its usual one. Images may have several
-    # labels there.
+    # As label_key of a run, which is the default for the run's dataset. Images may have
+    # several labels.
     spec.label_key = config_dict.placeholder(str)
     spec.evaluation = config_dict.placeholder(str)  # None: as pp.evaluation
     spec.resize = 0  # 0: as pp.resize
@@ -215,6 +223,7 @@ def split_argument(argument: str) -> tuple[str, bool]:
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` as a run of seconds on a CPU: two small blocks, on digits."""
     config.pretrained_dir = ""
+    config.init_from = config.label_key = None
     config.dataset = "digits"
     config.pp.train = config.pp.test = "test[:64]"
     config.pp.crop = 2 * config.model.patches.size[0]

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # What the metrics are called in a figure, in the order of its panels.
 METRIC_TITLES = {
     "loss": "loss",
+    "mAP": "mean average precision",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "learning_rate": "learning rate",
@@ -155,7 +156,7 @@ def draw_runs(
         axes.set(title=METRIC_TITLES.get(metric, metric), xlabel="step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k
         axes.grid(alpha=0.3)
-        if metric.startswith("top"):
+        if metric.startswith("top") or metric == "mAP":
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
     handles = [Line2D([], [], color=colors[run], label=run) for run in runs]
     handles += [

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
@@ -13,14 +13,12 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
-from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
-from mixer_jax.data.splits import choose_splits
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import replace_when_whole
-from mixer_jax.run.loading import LoadedModel, load_model
+from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.weights.export import export_onnx, export_stablehlo
 from mixer_jax.weights.layout import shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
@@ -100,6 +98,9 @@ def evaluate(
 ) -> None:
     """Scores a model on a dataset: top-1, top-5, loss, and accuracy by class.
 
+    If the run trained on images with several labels: mean average precision too, and
+    average precision by class.
+
     Args:
       dataset: "digits", a folder, a .csv or .tsv file, or a name of TensorFlow
         Datasets. Default: what the run was trained on.
@@ -122,17 +123,12 @@ def evaluate(
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
     loaded, transform = flags.load(model)
-    config: Any = loaded.config or {}
-    if config and dataset in (None, config["dataset"]):
-        dataset = config["dataset"]
-        split = split or config["pp"]["test"]
-        tfds_data_dir = tfds_data_dir or config["tfds_data_dir"]
-    assert dataset is not None
-    opened = open_dataset(dataset, data_dir=tfds_data_dir)
-    split = choose_splits(dataset, opened, test=split)[1]
     num_classes = loaded.model.num_classes or 0
     if confusion_matrix and num_classes > 50:
         raise UsageError(f"No confusion matrix of {num_classes} classes: 50 at most.")
+    if confusion_matrix and loaded.multilabel:
+        raise UsageError("No confusion matrix where images have several labels.")
+    opened, split = open_test_split(loaded, dataset, split, tfds_data_dir)
     report = evaluate_dataset(
         loaded.model,
         loaded.params,
@@ -141,11 +137,13 @@ def evaluate(
         split,
         class_names=loaded.class_names,
         loss_fn=loaded.loss_fn,
+        multilabel=loaded.multilabel,
         batch_size=batch,
     )
-    _print_report(report, f"{dataset} {split}", transform)
+    _print_report(report, f"{opened.name} {split}", transform)
     if json_file:
-        about = {"model": without_secrets(model), "dataset": dataset, "split": split}
+        about = {"model": without_secrets(model), "dataset": opened.name}
+        about["split"] = split
         cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
         about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:
@@ -189,6 +187,7 @@ def predict(
         transform,
         paths,
         class_names=loaded.class_names,
+        multilabel=loaded.multilabel,
         top_k=top_k,
         batch_size=batch,
     )
@@ -328,16 +327,17 @@ def _print_report(report: "Report", data: str, transform: EvalTransform) -> None
         how = f"to {transform.crop} x {transform.crop}"
     print(f"data       {data}, {metrics['count']:,.0f} images")
     print(f"transform  {transform.evaluation}, {how}")
+    if "mAP" in metrics:
+        print(f"mAP        {metrics['mAP']:.2%}")
     print(f"top-1      {metrics['top1']:.2%}")
     if len(names) > 5:
         print(f"top-5      {metrics['top5']:.2%}")
     print(f"loss       {metrics['loss']:.4f}\n")
-    accuracies, counts = report.class_accuracies()
+    scores, counts = report.class_scores()
     shown = np.flatnonzero(counts)
     if len(shown) > 50:
-        shown = shown[np.argsort(accuracies[shown], kind="stable")[:10]]
-        print("The ten classes with the lowest accuracy (--json-file has all):")
-    rows = [
-        (names[i], f"{accuracies[i]:.2%}", f"{counts[i]:,}") for i in shown.tolist()
-    ]
-    print_table([("class", "top-1", "images"), *rows], "<>>")
+        shown = shown[np.argsort(scores[shown], kind="stable")[:10]]
+        print("The ten classes with the lowest score (--json-file has all):")
+    rows = [(names[i], f"{scores[i]:.2%}", f"{counts[i]:,}") for i in shown.tolist()]
+    score = "average precision" if "mAP" in metrics else "top-1"
+    print_table([("class", score, "images"), *rows], "<>>")

@@ -38,6 +38,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    num_classes: int | None = None,
     start_step: int = 0,
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
@@ -52,19 +53,21 @@ def train_batches(
       transform: from an image and a generator to what the model sees.
       batch_size: number of examples of a whole batch, over all processes.
       seed: of the order and the augmentation.
+      num_classes: see `eval_batches`.
       start_step: the step of the first batch.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
 
     Returns:
       An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
-      [rows]. Its next() raises DatasetError for an example without a label, and
-      ImageError if 100 images in a row cannot be read.
+      [rows], or with num_classes float32 [rows, num_classes]. Its next() raises
+      DatasetError for an example without a label, and ImageError if 100 images in a row
+      cannot be read.
     """
     unreadable = _Unreadable()
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        if not example.labels:
+        if example.label == -1:
             raise DatasetError(
                 f"{example.name} has no label; train on a split that has them."
             )
@@ -73,7 +76,7 @@ def train_batches(
             if image is not None:
                 return {
                     "image": transform(image, rng),
-                    "label": np.asarray(example.label, np.int32),
+                    "label": _as_array(example.label, num_classes),
                 }
             example = source[int(rng.integers(len(source)))]
         raise ImageError(
@@ -95,6 +98,7 @@ def eval_batches(
     *,
     batch_size: int,
     num_classes: int | None = None,
+    multilabel: bool = False,
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
@@ -109,6 +113,8 @@ def eval_batches(
       batch_size: number of examples of a whole batch, over all processes.
       num_classes: for datasets whose images have several labels: each image's labels
         become a row with 1 for its classes and 0 for the others.
+      multilabel: whether all labels are to be found. An image that is known to be of
+        no class then counts.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
 
@@ -118,22 +124,21 @@ def eval_batches(
       [rows, num_classes].
     """
     unreadable = _Unreadable()
+    none = 0 if num_classes is None else ()  # the label of a row that does not count
     blank = transform(np.zeros((transform.crop, transform.crop, 3), np.uint8)) * 0
 
     def prepare(i: int) -> dict[str, Any]:
         image: np.ndarray | None = None
-        label: int | tuple[int, ...] = 0
-        labels: tuple[int, ...] = ()
+        label: int | tuple[int, ...] = -1
         if i < len(source):  # and not padding
             example = source[i]
             image = unreadable.decode_or_none(example)
-            label, labels = example.label, example.labels
+            label = example.label
+        has_label = label != -1 and (multilabel or label != ())
         return {
             "image": blank if image is None else transform(image),
-            "label": np.asarray(label, np.int32)
-            if num_classes is None
-            else np.isin(np.arange(num_classes), labels).astype(np.float32),
-            "mask": np.float32(image is not None and bool(labels)),
+            "label": _as_array(label if has_label else none, num_classes),
+            "mask": np.float32(image is not None and has_label),
         }
 
     num_batches = -(-len(source) // batch_size)
@@ -141,6 +146,13 @@ def eval_batches(
     rows = range(batch_size) if rows is None else rows
     view = _View(stream, batch_size, rows, num_batches)
     return _batches(view, len(rows), prefetch)
+
+
+def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarray:
+    """Returns a label as int32 [], or labels as float32 [num_classes]."""
+    if num_classes is None:
+        return np.asarray(label, np.int32)
+    return np.isin(np.arange(num_classes), label).astype(np.float32)
 
 
 class _Unreadable:

@@ -184,10 +184,16 @@ def check_readable(where: str, source: Source) -> None:
     """
     errors, step = [], max(len(source) // TRIALS, 1)
     tried = [source[i] for i in range(0, len(source), step)][:TRIALS]
-    if not any(example.labels for example in tried):
+    count = len(tried)
+    has_label = any(example.labels for example in tried)
+    if not has_label and tried[0].label == ():
+        # Where images may have several labels, most may have none.
+        count = len(source)
+        has_label = any(source[i].labels for i in range(count))
+    if not has_label:
         raise DatasetError(
-            f"{where}: the first {len(tried)} images have no label. Expected a split "
-            "with labels; name another with pp.train or pp.test."
+            f"{where}: the first {count} images have no label. Expected a split "
+            "with labels; name another one."
         )
     for example in tried:
         try:

@@ -1,4 +1,4 @@
-"""Accuracy and loss over every example of a split, of all classes and of each."""
+"""Accuracy, average precision and loss over every example of a split."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,12 @@ from mixer_jax.data.pipeline import eval_batches
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
 from mixer_jax.training import losses, sharding
-from mixer_jax.training.step import (
-    Batch,
-    LossFn,
-    Metrics,
-    predict_classes,
-    sum_scores,
-    to_model_input,
-)
+from mixer_jax.training.step import Batch, LossFn, make_eval_step
 from mixer_jax.weights.layout import CheckpointError
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch]
+    eval_step: Callable[[Any, Batch], Any], params: Any, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Scores parameters on batches.
 
@@ -38,17 +31,33 @@ def evaluate(
 
     Returns:
       `top1` and, of more than five classes, `top5` as fractions, the mean `loss`, and
-      `count`, the examples that were scored.
+      `count`, the examples that were scored. If all of several labels are to be found,
+      `mAP` before these, the mean of `average_precisions` over the classes that some
+      image has; and `top1` and `top5` are fractions of the images that have a label.
 
     Raises:
       DatasetError: there is nothing to score.
     """
-    totals: Counter[str] = Counter()
-    running: Metrics | None = None
+    return _score(eval_step, params, batches)[0]
 
-    def collect(sums: Metrics | None) -> None:
+
+def _score(
+    eval_step: Callable[[Any, Batch], Any], params: Any, batches: Iterable[Batch]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Returns what `evaluate` does, and the joined `rows` of the steps, by name.
+
+    Rows whose mask is 0 are left out.
+    """
+    totals: Counter[str] = Counter()
+    rows: list[dict[str, np.ndarray]] = []
+    running: dict[str, Any] | None = None
+
+    def collect(sums: dict[str, Any] | None) -> None:
         for name, value in jax.device_get(sums or {}).items():
-            totals[name] += value.item()
+            if name == "rows":
+                rows.append(value)
+            else:
+                totals[name] += value.item()
 
     for batch in batches:
         sums = eval_step(params, batch)
@@ -56,12 +65,50 @@ def evaluate(
         running = sums
     collect(running)
     count = totals["count"]
-    if count == 0:
+    labelled = totals.get("labelled", count)
+    if labelled == 0:
         raise DatasetError(
             "None of the examples to evaluate on can be read and has a label."
         )
-    names = [name for name in ("top1", "top5", "loss") if name in totals]
-    return {name: totals[name] / count for name in names} | {"count": count}
+    joined = {
+        key: np.concatenate([batch[key][batch["mask"] > 0] for batch in rows])
+        for key in (rows[0] if rows else ())
+    }
+    metrics = {}
+    if "logits" in joined:
+        precisions = average_precisions(joined["logits"], joined["label"])
+        metrics["mAP"] = float(np.nanmean(precisions))
+    for name, over in ("top1", labelled), ("top5", labelled), ("loss", count):
+        if name in totals:
+            metrics[name] = totals[name] / over
+    return metrics | {"count": count}, joined
+
+
+def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the average precision of each class, float64 [num_classes].
+
+    Of a class it is the sum of (R_n - R_{n-1}) P_n over its scores as thresholds, from
+    the highest: P_n and R_n are precision and recall of the images whose score is at
+    least the n-th. Nothing is interpolated. Images of one score pass a threshold
+    together, so it does not matter in which order they come.
+
+    Args:
+      scores: [images, num_classes], such as logits. A NaN counts as the lowest score.
+      labels: [images, num_classes], above 0 for each class of an image.
+
+    Returns:
+      Numbers from 0 to 1; NaN for a class that no image has.
+    """
+    result = np.full(labels.shape[1], np.nan)
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    for i in np.flatnonzero((labels > 0).any(0)):
+        order = np.argsort(-scores[:, i])
+        score, is_hit = scores[order, i], labels[order, i] > 0
+        last_of_score = np.flatnonzero(np.append(score[1:] != score[:-1], True))
+        hits = np.cumsum(is_hit)[last_of_score]
+        precision = hits / (last_of_score + 1)
+        result[i] = np.sum(np.diff(hits, prepend=0) * precision) / hits[-1]
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,28 +117,43 @@ class Report:
 
     Attributes:
       metrics: see `evaluate`.
-      labels: int [count], the classes of the examples that could be read.
+      labels: int [count], the classes of the examples that could be read; if all of
+        several are to be found, float [count, classes].
       predictions: int [count], the classes with the highest logits; the first of equal
         ones, and -1 where logits are NaN (see `mixer_jax.training.step.rank_labels`).
       class_names: names of the classes.
+      average_precisions: of each class, if all of several labels are to be found.
     """
 
     metrics: dict[str, float]
     labels: np.ndarray
     predictions: np.ndarray
     class_names: Sequence[str]
+    average_precisions: np.ndarray | None = None
 
     def confusion_matrix(self) -> np.ndarray:
         """Returns int [classes, classes]: examples by label and prediction.
 
         Examples with NaN logits, which have no prediction, are in none of the cells.
+
+        Raises:
+          DatasetError: images have several labels.
         """
+        if self.average_precisions is not None:
+            raise DatasetError(
+                "Images have several labels: there is no confusion matrix of them."
+            )
         n = len(self.class_names)
         cells = (self.labels * n + self.predictions)[self.predictions >= 0]
         return np.bincount(cells, minlength=n * n).reshape(n, n)
 
-    def class_accuracies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns, by class, the accuracy (NaN without examples) and their number."""
+    def class_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns, by class, the score (NaN without examples) and their number.
+
+        The score is the average precision if there are any, else the accuracy.
+        """
+        if self.average_precisions is not None:
+            return self.average_precisions, (self.labels > 0).sum(0)
         n = len(self.class_names)
         counts = np.bincount(self.labels, minlength=n)
         hits = np.bincount(self.labels[self.labels == self.predictions], minlength=n)
@@ -99,11 +161,12 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the metrics and, in `classes`, those of each class; fit for JSON."""
-        accuracies, counts = self.class_accuracies()
-        rows = zip(self.class_names, accuracies.tolist(), counts.tolist(), strict=True)
+        scores, counts = self.class_scores()
+        key = "top1" if self.average_precisions is None else "average_precision"
+        rows = zip(self.class_names, scores.tolist(), counts.tolist(), strict=True)
         classes = [
-            {"name": name, "top1": top1 if count else None, "count": count}
-            for name, top1, count in rows
+            {"name": name, key: score if count else None, "count": count}
+            for name, score, count in rows
         ]
         return {**self.metrics, "classes": classes}
 
@@ -117,6 +180,7 @@ def evaluate_dataset(
     *,
     class_names: Sequence[str] | None = None,
     loss_fn: LossFn = losses.softmax_cross_entropy,
+    multilabel: bool = False,
     batch_size: int = 128,
 ) -> Report:
     """Scores a model on a split of a dataset, over all of this host's devices.
@@ -132,6 +196,7 @@ def evaluate_dataset(
       split: such as "test" or "validation[:1000]".
       class_names: names of the model's classes, if they are known.
       loss_fn: see `mixer_jax.training.losses`.
+      multilabel: whether the model was trained to find all of several labels.
       batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
@@ -140,53 +205,40 @@ def evaluate_dataset(
     Raises:
       CheckpointError: the model has no head.
       DatasetError: the split does not exist; it has classes that the model does not
-        have, no or several labels for an image, or no image that can be read.
+        have, no image that can be read and has a label, or several labels for an
+        image where the model was trained on one.
     """
     if not model.num_classes:
         raise CheckpointError("The model has no head, and so nothing to score.")
     names, labels = _match_classes(class_names, model.num_classes, dataset.class_names)
     source = dataset.split(split)
     first = source[0].label
-    if isinstance(first, tuple):
+    if isinstance(first, tuple) and not multilabel:
         raise DatasetError(
-            "Images of this dataset have several labels. Evaluate them in a run: see "
-            "add_evaluator in configs/common.py."
+            "Images of this dataset have several labels, and the model was trained on "
+            "one for each image. Evaluate them in a run: see add_evaluator in "
+            "configs/common.py."
         )
-    if first < 0:
+    if first == -1:
         raise DatasetError(f"The images of {split} have no labels to compare with.")
     source = _Relabelled(source, labels)
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, sharding.replicated(mesh))
-    step = jax.jit(make_report_step(model, loss_fn))
-    rows = eval_batches(source, transform, batch_size=batch_size)
-    kept: list[tuple[jax.Array, ...]] = []
-
-    def keep_predictions(params: Any, batch: Batch) -> Metrics:
-        sums, predictions = step(params, batch)
-        kept.append((batch["label"], predictions, batch["mask"]))
-        return sums
-
+    step = jax.jit(make_eval_step(model, loss_fn, multilabel=multilabel, report=True))
+    rows = eval_batches(
+        source,
+        transform,
+        batch_size=batch_size,
+        num_classes=model.num_classes if multilabel else None,
+        multilabel=multilabel,
+    )
     with contextlib.closing(rows):
         batches = (sharding.shard_batch(mesh, batch) for batch in rows)
-        metrics = evaluate(keep_predictions, params, batches)
-    columns = zip(*jax.device_get(kept), strict=True)
-    label, prediction, mask = (np.concatenate(column) for column in columns)
-    read = mask > 0
-    return Report(metrics, label[read], prediction[read], names)
-
-
-def make_report_step(
-    model: MlpMixer, loss_fn: LossFn
-) -> Callable[[Any, Batch], tuple[Metrics, jax.Array]]:
-    """Returns make_eval_step's function, with predictions, int [batch], as well."""
-
-    def report_step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
-        images = to_model_input(batch["image"])
-        logits: Any = model.apply({"params": params}, images, train=False)
-        return sum_scores(logits, batch, loss_fn), predict_classes(logits)
-
-    return report_step
+        metrics, columns = _score(step, params, batches)
+    labels, predictions = columns["label"], columns["prediction"]
+    precisions = average_precisions(columns["logits"], labels) if multilabel else None
+    return Report(metrics, labels, predictions, names, precisions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +253,10 @@ class _Relabelled:
 
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
-        assert isinstance(example.label, int), "one label for each image"
-        return example._replace(label=int(self.labels[example.label]))
+        found = tuple(int(self.labels[label]) for label in example.labels)
+        if isinstance(example.label, tuple):
+            return example._replace(label=found)
+        return example._replace(label=found[0] if found else -1)
 
 
 def _match_classes(

@@ -30,7 +30,8 @@ class Prediction:
       file: path of the image.
       classes: indices, the likeliest first; empty if there is an error.
       names: names of these classes.
-      probabilities: of these classes, the softmax over all classes.
+      probabilities: of these classes: the softmax over all classes; of a model that
+        finds several labels, each class's own.
       error: why the file could not be read, or that its logits are NaN.
     """
 
@@ -48,6 +49,7 @@ def predict(
     files: Sequence[str],
     *,
     class_names: Sequence[str] | None = None,
+    multilabel: bool = False,
     top_k: int = 5,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
@@ -59,6 +61,7 @@ def predict(
       transform: makes the images that the model expects.
       files: paths of images.
       class_names: names of the model's classes, if they are known.
+      multilabel: whether the model was trained to find all of several labels.
       top_k: how many classes to name; at most all.
       batch_size: images at a time.
 
@@ -82,7 +85,8 @@ def predict(
         images = to_model_input(images)
         logits: Any = model.apply({"params": params}, images, train=False)
         classes = jax.lax.top_k(logits, min(top_k, num_classes))[1]
-        return jnp.take_along_axis(jax.nn.softmax(logits), classes, -1), classes
+        probabilities = jax.nn.sigmoid if multilabel else jax.nn.softmax
+        return jnp.take_along_axis(probabilities(logits), classes, -1), classes
 
     def read(file: str) -> np.ndarray | str:
         try:

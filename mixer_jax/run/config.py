@@ -3,13 +3,12 @@
 import difflib
 import logging
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from mixer_jax.run.keys import KEYS
+from mixer_jax.run.keys import KEYS, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +28,16 @@ def check_config(config: Config) -> None:
     values = flatten(config.to_dict())
     problems = [*_missing_or_unknown(config, values)]
     for key, value in values.items():
-        allowed = KEYS.get(_row(key))
+        allowed = KEYS.get(row_of(key))
         if allowed and not allowed.include(value):
             problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
     if problems := problems or [*_contradictions(config)]:
         raise ConfigError("\n".join(problems))
 
 
-def _row(key: str) -> str:
-    """Returns the key of KEYS that `key` is one of."""
-    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)
-
-
 def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
     for key in values:
-        if not key.startswith("model.") and _row(key) not in KEYS:
+        if not key.startswith("model.") and row_of(key) not in KEYS:
             close = difflib.get_close_matches(key, KEYS, 1)
             yield (
                 f"The config has a key {key}, which mixer_jax/run/keys.py does not "
@@ -79,6 +73,12 @@ def _contradictions(config: Config) -> Iterator[str]:
                 f"{name}.resize is {spec.resize}; {spec.evaluation} cuts {crop} pixels "
                 "(pp.crop) out of it, and needs at least as many."
             )
+    if config.init_from and config.pretrained_dir:
+        yield (
+            f"init_from is {config.init_from} and pretrained_dir "
+            f"{config.pretrained_dir}: a run starts from one of them. To start from "
+            "the run: --config.pretrained_dir=''"
+        )
     for name in sorted({"train", "test"} & set(config.evals)):
         yield f"evals.{name} needs another name: {name}/… are numbers of the run."
     if config.sam_rho and not all(factor for _, factor in config.lr_multipliers):
@@ -130,6 +130,8 @@ def evals(config: Config) -> dict[str, Config]:
     specs = {}
     for name, spec in config.evals.items():
         specs[name] = spec.copy_and_resolve_references()
+        if not spec.dataset:
+            specs[name].label_key = spec.label_key or config.label_key
         for key, value in defaults.items():
             specs[name][key] = spec[key] or value
     return specs

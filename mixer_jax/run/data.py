@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -12,10 +12,27 @@ from mixer_jax.data import dataset, pipeline, preprocess, splits
 from mixer_jax.data.fingerprint import Fingerprint, fingerprint
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
-from mixer_jax.run.config import Config
+from mixer_jax.run.config import Config, ConfigError, evals
 from mixer_jax.training import sharding
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """The examples of an evaluator that config.evals adds.
+
+    Attributes:
+      spec: of the evaluator, as `mixer_jax.run.config.evals` returns it.
+      num_classes: of the dataset.
+      source: the examples to score.
+      train_source: few-shot: the examples of the probe.
+    """
+
+    spec: Config
+    num_classes: int
+    source: dataset.Source
+    train_source: dataset.Source | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +42,25 @@ class Data:
     Attributes:
       config: of the run.
       class_names: of the labels.
-      fingerprint: of the two splits; see mixer_jax.data.fingerprint.
+      fingerprint: of the two splits, and of those of `evals`; see
+        mixer_jax.data.fingerprint.
+      multilabel: whether images have several labels.
       train_source: the examples to train on.
       test_source: the examples to test on.
       train_transform: from an image to what the model sees in training.
       eval_transform: from an image to what it sees in evaluation.
+      evals: of the evaluators that config.evals adds, by name; see `open_evals`.
     """
 
     config: Config
     class_names: Sequence[str]
     fingerprint: Fingerprint
+    multilabel: bool
     train_source: dataset.Source
     test_source: dataset.Source
     train_transform: preprocess.TrainTransform
     eval_transform: preprocess.EvalTransform
+    evals: Mapping[str, EvalData] = dataclasses.field(default_factory=dict)
 
     def train_batches(
         self, start_step: int, mesh: Mesh
@@ -49,6 +71,7 @@ class Data:
             self.train_transform,
             batch_size=self.config.batch,
             seed=self.config.seed,
+            num_classes=len(self.class_names) if self.multilabel else None,
             start_step=start_step,
             prefetch=self.config.prefetch,
             rows=sharding.local_rows(mesh, self.config.batch),
@@ -57,25 +80,29 @@ class Data:
 
 
 def open_data(config: Config) -> Data:
-    """Returns the data that `config` describes.
+    """Returns the data that `config` describes, but for those of config.evals.
 
     Raises:
-      DatasetError: the dataset or a split is not there, or not as expected.
+      DatasetError: the dataset or a split is not there, or not as expected; or images
+        have several labels, and the loss takes one.
     """
     opened = dataset.open_dataset(
         config.dataset,
         data_dir=config.tfds_data_dir,
         manual_dir=config.tfds_manual_dir,
+        label_key=config.label_key,
     )
     train_split, test_split = splits.choose_splits(
         config.dataset, opened, config.pp.train, config.pp.test
     )
     permute = create_permute(config.pp.permute, config.model.patches.size)
+    train_source = opened.split(train_split)
     data = Data(
         config,
         list(opened.class_names),
         fingerprint(opened, (train_split, test_split)),
-        opened.split(train_split),
+        isinstance(train_source[0].label, tuple),
+        train_source,
         opened.split(test_split),
         preprocess.TrainTransform(
             config.pp.crop,
@@ -94,18 +121,88 @@ def open_data(config: Config) -> Data:
             permute,
         ),
     )
-    if isinstance(data.train_source[0].label, tuple):
+    if data.multilabel and config.loss != "sigmoid":
         raise dataset.DatasetError(
-            f"{config.dataset} has several labels for an image; runs train on one."
+            f"The images of {printable(config.dataset)} have several labels, but loss "
+            f"is {config.loss}, which takes one. Set --config.loss=sigmoid."
         )
     splits.check_splits(opened, train_split, test_split)
     logger.info(
-        "data     %s: %s images to train on (%s), %s to test on (%s), %d classes",
+        "data     %s: %s images to train on (%s), %s to test on (%s), %d classes%s",
         printable(config.dataset),
         f"{len(data.train_source):,}",
         train_split,
         f"{len(data.test_source):,}",
         test_split,
         len(data.class_names),
+        ", several labels an image" if data.multilabel else "",
     )
     return data
+
+
+def open_evals(data: Data) -> Data:
+    """Returns `data` with those of the evaluators that config.evals adds.
+
+    Raises:
+      DatasetError: a dataset or split is not there, or its images cannot be read or
+        have no labels.
+      ConfigError: an evaluator of the head has other classes than the run.
+    """
+    config, opened = data.config, {}
+    splits_of = dict(data.fingerprint["splits"])
+    for name, spec in evals(config).items():
+        key = f"config.evals.{name}"
+        with _named(f"{key}.dataset"):
+            found = dataset.open_dataset(
+                spec.dataset,
+                data_dir=config.tfds_data_dir,
+                manual_dir=config.tfds_manual_dir,
+                label_key=spec.label_key,
+            )
+        num_classes = len(found.class_names)
+        sources = []
+        is_probe = spec.type == "fewshot"
+        for part in ("split", "train_split") if is_probe else ("split",):
+            with _named(f"{key}.{part}"):
+                source = found.split(spec[part])
+                splits.check_readable(found.name, source)
+                if part == "train_split":
+                    source = dataset.first_of_each_class(
+                        source, num_classes, max(spec.shots)
+                    )
+                sources.append(source)
+                one = fingerprint(found, [spec[part]])
+                splits_of[f"{key}.{part}"] = one["splits"][spec[part]]
+        if not is_probe and num_classes != len(data.class_names):
+            raise ConfigError(
+                f"{key}.dataset has {num_classes} classes, and the run "
+                f"{len(data.class_names)}: the head cannot be scored there. Take type "
+                "fewshot, or another dataset."
+            )
+        if not is_probe:
+            _warn_of_other_names(key, found.class_names, data.class_names)
+        opened[name] = EvalData(spec, num_classes, *sources)
+    return dataclasses.replace(
+        data, fingerprint=data.fingerprint | {"splits": splits_of}, evals=opened
+    )
+
+
+def _warn_of_other_names(key: str, names: Sequence[str], known: Sequence[str]) -> None:
+    pairs = [pair for pair in zip(names, known, strict=True) if pair[0] != pair[1]]
+    if pairs:
+        logger.warning(
+            "%s.dataset calls %d classes otherwise than the run does, such as %r for "
+            "%r; labels are compared by their numbers",
+            key,
+            len(pairs),
+            *pairs[0],
+        )
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Puts the key of a config before the message of a DatasetError."""
+    try:
+        yield
+    except dataset.DatasetError as error:
+        raise dataset.DatasetError(f"{key}: {error}") from error

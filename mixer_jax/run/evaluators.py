@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mixer_jax.data import dataset as datasets
 from mixer_jax.data import pipeline, preprocess
+from mixer_jax.data.dataset import Source
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
-from mixer_jax.run.config import Config, ConfigError, evals
+from mixer_jax.run.config import Config
 from mixer_jax.run.data import Data
 from mixer_jax.run.program import Program
 from mixer_jax.training import sharding
@@ -41,18 +41,10 @@ class Evaluator:
 def open_evaluators(
     config: Config, data: Data, program: Program, mesh: Mesh
 ) -> list[Evaluator]:
-    """Returns the evaluator of the test split, and those that config.evals adds.
-
-    Raises:
-      ConfigError: an evaluator of the head has other classes than the run.
-      DatasetError: its dataset or split is not there, or not as expected.
-    """
-    num_classes = len(data.class_names)
+    """Returns the evaluator of the test split, and those that config.evals adds."""
 
     def batches(
-        source: datasets.Source,
-        transform: preprocess.EvalTransform,
-        several: int | None,
+        source: Source, transform: preprocess.EvalTransform, several: int | None
     ) -> Iterator[dict[str, jax.Array]]:
         # A split smaller than a batch is not padded to a whole one.
         smallest = -(-len(source) // mesh.size) * mesh.size
@@ -62,6 +54,7 @@ def open_evaluators(
             transform,
             batch_size=batch_size,
             num_classes=several,
+            multilabel=data.multilabel,
             prefetch=config.prefetch,
             rows=sharding.local_rows(mesh, batch_size),
         )
@@ -69,16 +62,16 @@ def open_evaluators(
             yield from (sharding.shard_batch(mesh, batch) for batch in batches)
 
     def classify(
-        source: datasets.Source,
-        transform: preprocess.EvalTransform,
-        several: int | None,
-        params: Any,
+        source: Source, transform: preprocess.EvalTransform, params: Any
     ) -> dict[str, float]:
-        return evaluate(program.eval_step, params, batches(source, transform, several))
+        several = data.multilabel or isinstance(source[0].label, tuple)
+        num_classes = len(data.class_names) if several else None
+        rows = batches(source, transform, num_classes)
+        return evaluate(program.eval_step, params, rows)
 
     def probe(
-        train: datasets.Source,
-        test: datasets.Source,
+        train: Source,
+        test: Source,
         classes: int,
         shots: Sequence[int],
         transform: preprocess.EvalTransform,
@@ -91,32 +84,23 @@ def open_evaluators(
         accuracies = fewshot_accuracies(*train_features, *test_features, classes, shots)
         return {f"{shot}shot": accuracy for shot, accuracy in accuracies.items()}
 
-    test = functools.partial(classify, data.test_source, data.eval_transform, None)
+    test = functools.partial(classify, data.test_source, data.eval_transform)
     evaluators = [Evaluator("test", config.eval_every, test)]
-    for name, spec in evals(config).items():
-        dataset = datasets.open_dataset(
-            spec.dataset,
-            data_dir=config.tfds_data_dir,
-            manual_dir=config.tfds_manual_dir,
-            label_key=spec.label_key,
-        )
+    for name, found in data.evals.items():
+        spec = found.spec
         transform = dataclasses.replace(
             data.eval_transform, evaluation=spec.evaluation, resize=spec.resize
         )
-        source, classes = dataset.split(spec.split), len(dataset.class_names)
-        if spec.type == "fewshot":
-            train = dataset.split(spec.train_split)
-            train = datasets.first_of_each_class(train, classes, max(spec.shots))
-            run = functools.partial(
-                probe, train, source, classes, spec.shots, transform
-            )
-        elif classes != num_classes:
-            raise ConfigError(
-                f"evals.{name} has {classes} classes, and the run {num_classes}: the "
-                "head cannot be scored there. Take type fewshot, or another dataset."
-            )
+        if found.train_source is None:
+            run = functools.partial(classify, found.source, transform)
         else:
-            several = classes if isinstance(source[0].label, tuple) else None
-            run = functools.partial(classify, source, transform, several)
+            run = functools.partial(
+                probe,
+                found.train_source,
+                found.source,
+                found.num_classes,
+                spec.shots,
+                transform,
+            )
         evaluators.append(Evaluator(name, spec.every, run))
     return evaluators

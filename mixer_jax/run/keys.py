@@ -91,7 +91,9 @@ KEYS = {
         "--config.pretrained_dir=''",
         lambda x: x in (None, "") or _is_text(x),
     ),
+    "init_from": Values("the workdir of a run", _is_text).or_none(),
     "dataset": TEXT,
+    "label_key": TEXT.or_none(),
     "tfds_data_dir": FOLDER,
     "tfds_manual_dir": FOLDER,
     "pp.train": SPLIT.or_none(),
@@ -180,3 +182,8 @@ KEYS = {
     "model.scan_blocks": BOOL,
     "model.gelu": _one_of(*GELUS),
 }
+
+
+def row_of(key: str) -> str:
+    """Returns the key of KEYS that `key` is one of."""
+    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)

@@ -2,19 +2,25 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from mixer_jax.data.dataset import Dataset, DatasetError, open_dataset
+from mixer_jax.data.fingerprint import Fingerprint, changes, fingerprint
 from mixer_jax.data.imagenet import imagenet_names
+from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.splits import choose_splits
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
+from mixer_jax.run.paths import resolved
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.weights.layout import (
@@ -31,6 +37,8 @@ from mixer_jax.weights.published import (
 )
 from mixer_jax.weights.timm import load_timm, timm_gelu
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -42,6 +50,8 @@ class LoadedModel:
       transform: makes the images that the model expects out of any image.
       class_names: what the logits stand for; None if that is not known.
       config: the config.json of the run; None if the model is from a bare file.
+      multilabel: whether it was trained to find all of several labels of an image.
+      fingerprint: of the run's data, if it is known.
     """
 
     model: MlpMixer
@@ -49,6 +59,8 @@ class LoadedModel:
     transform: EvalTransform
     class_names: list[str] | None = None
     config: Mapping[str, Any] | None = None
+    multilabel: bool = False
+    fingerprint: Fingerprint | None = None
 
     @property
     def loss_fn(self) -> LossFn:
@@ -114,6 +126,56 @@ def load_model(
     return loaded
 
 
+def open_test_split(
+    loaded: LoadedModel,
+    name: str | None,
+    split: str | None = None,
+    data_dir: str | None = None,
+) -> tuple[Dataset, str]:
+    """Opens the images to score a model on.
+
+    Args:
+      loaded: the model.
+      name: of the dataset; None for that of the model's run.
+      split: of the dataset; None for the one that the run was tested on, if the dataset
+        is the run's, else for the usual one.
+      data_dir: see `mixer_jax.data.dataset.open_dataset`; None for the run's.
+
+    Returns:
+      The dataset and the expression of the split. A warning says if these images are no
+      longer those that the run was tested on.
+
+    Raises:
+      DatasetError: there is no such dataset.
+    """
+    config, label_key = loaded.config, None
+    is_own = config is not None and (
+        name is None
+        or resolved({"dataset": name}) == resolved({"dataset": config["dataset"]})
+    )
+    if config is not None and is_own:
+        name, split = config["dataset"], split or config["pp"].get("test")
+        data_dir = data_dir or config.get("tfds_data_dir")
+        label_key = config.get("label_key")
+    assert name is not None, "a bare file has no dataset"
+    try:
+        opened = open_dataset(name, data_dir=data_dir, label_key=label_key)
+    except DatasetError as error:
+        if not is_own:
+            raise
+        raise DatasetError(
+            "The dataset of the run cannot be opened. If it moved, give --dataset. "
+            f"{error}"
+        ) from error
+    split = choose_splits(name, opened, test=split)[1]
+    known = loaded.fingerprint
+    if is_own and known and split in known["splits"]:
+        before = known | {"splits": {split: known["splits"][split]}}
+        for line in changes(before, fingerprint(opened, [split])):
+            logger.warning("%s has changed since the run: %s", printable(name), line)
+    return opened, split
+
+
 def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedModel:
     sizes = infer_sizes(shapes_of(params), where)
     height, width = sizes.image_size or (0, 1)
@@ -126,7 +188,30 @@ def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedMod
     return LoadedModel(sizes.create_model(**fields), params, EvalTransform(height))
 
 
-def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
+class Run(NamedTuple):
+    """What the files in a workdir say of a run.
+
+    Attributes:
+      config: its config.json.
+      class_names: of its dataset.
+      multilabel: whether the images of its dataset have several labels.
+      fingerprint: of its data; None for a run of before these were kept.
+    """
+
+    config: dict[str, Any]
+    class_names: list[str]
+    multilabel: bool
+    fingerprint: Fingerprint | None
+
+
+def read_run(workdir: pathlib.Path) -> Run:
+    """Reads what a run recorded of itself.
+
+    Raises:
+      CheckpointError: the folder is not there, or not the workdir of a run.
+    """
+    if not workdir.is_dir():
+        raise CheckpointError(f"There is no folder {printable(workdir)}.")
     for name in ("config.json", "class_names.json"):
         if not (workdir / name).exists():
             files = [x.name for x in workdir.iterdir() if x.suffix in (".npz", ".json")]
@@ -135,15 +220,37 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
                 "run. Name a workdir or a file. In it: "
                 f"{', '.join(sorted(files)) or '-'}"
             )
-    config = _read_json(workdir / "config.json")
-    class_names = _read_json(workdir / "class_names.json")
-    if (final := workdir / "final.npz").exists():
-        params = read_checkpoint(final)
-    else:
-        # Orbax takes a third of a second to import, and is seldom needed.
-        from mixer_jax.training.checkpointing import read_latest_params
+    dataset = workdir / "dataset.json"
+    about = _read_json(dataset) if dataset.exists() else {}
+    return Run(
+        _read_json(workdir / "config.json"),
+        _read_json(workdir / "class_names.json"),
+        about.get("multilabel", False),
+        about.get("fingerprint"),
+    )
 
-        params = read_latest_params(workdir)
+
+def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Returns a run's parameters, and the file or checkpoint that they are from.
+
+    That is final.npz, or the newest checkpoint if the run is not finished.
+
+    Raises:
+      FileNotFoundError: there is neither.
+      CheckpointError: final.npz is damaged.
+    """
+    if (final := workdir / "final.npz").exists():
+        return read_checkpoint(final), str(final)
+    # Orbax takes a third of a second to import, and is seldom needed.
+    from mixer_jax.training.checkpointing import read_latest_params, saved_steps
+
+    params = read_latest_params(workdir)
+    return params, f"{workdir}, step {saved_steps(workdir)[-1]}"
+
+
+def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
+    config, class_names, multilabel, fingerprint = read_run(workdir)
+    params, _ = read_run_params(workdir)
     try:
         model = build_model(config["model"], len(class_names))
     except ConfigError as error:
@@ -162,7 +269,9 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
         pp["transfer"],
         create_permute(pp.get("permute"), model.patches.size),
     )
-    return LoadedModel(model, params, transform, class_names, config)
+    return LoadedModel(
+        model, params, transform, class_names, config, multilabel, fingerprint
+    )
 
 
 def _read_names(class_names: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The model that a config describes."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,14 @@ from mixer_jax.run.config import ConfigError
 from mixer_jax.variants import Patches
 
 _NOT_IN_CONFIGS = {"num_classes", "parent", "name"}  # the last two are Flax's
+
+# The defaults of the model's fields by their key in a config, as a config.json has them
+# (with lists for tuples). In a run of before a field was added, it had its default.
+FIELD_DEFAULTS = {
+    f"model.{x.name}": json.loads(json.dumps(x.default, default=str))
+    for x in dataclasses.fields(MlpMixer)
+    if x.name not in _NOT_IN_CONFIGS and x.default is not dataclasses.MISSING
+}
 
 
 def build_model(fields: Mapping[str, Any], num_classes: int) -> MlpMixer:

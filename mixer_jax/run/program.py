@@ -26,7 +26,6 @@ from mixer_jax.training.optimizer import (
     create_optimizer,
     create_schedule,
 )
-from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.step import (
     LossFn,
     TrainState,
@@ -35,7 +34,6 @@ from mixer_jax.training.step import (
     make_feature_step,
     make_train_step,
 )
-from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +77,16 @@ def check_run(config: Config) -> tuple[Config, Mesh]:
     return config, mesh
 
 
-def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
+def build_program(
+    config: Config, mesh: Mesh, num_classes: int, *, multilabel: bool = False
+) -> Program:
     """Returns the functions of the run that `config` describes.
 
     Args:
       config: see configs/common.py; checked, with durations in steps.
       mesh: see `mixer_jax.training.sharding.create_mesh`.
       num_classes: of the dataset.
+      multilabel: whether its images have several labels.
 
     Raises:
       ConfigError: config.model has a field that the model lacks, or lr_multipliers an
@@ -151,7 +152,7 @@ def build_program(config: Config, mesh: Mesh, num_classes: int) -> Program:
             donate_argnums=0,
             compiler_options=sharding.compiler_options(mesh),
         ),
-        eval_step=jit_on_params(make_eval_step(model, loss_fn)),
+        eval_step=jit_on_params(make_eval_step(model, loss_fn, multilabel=multilabel)),
         feature_step=jit_on_params(make_feature_step(model)),
         abstract_state=jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -165,33 +166,6 @@ def step_rng(config: Config, mesh: Mesh) -> jax.Array:
     """Returns the key from which every step draws, on all devices."""
     _, rng = jax.random.split(jax.random.key(config.seed))
     return jax.device_put(rng, sharding.replicated(mesh))
-
-
-def initial_state(config: Config, program: Program) -> TrainState:
-    """Returns the state before the first step: new, or with a file's parameters.
-
-    Raises:
-      OSError, CheckpointError: the file of pretrained_dir cannot be read, or its
-        parameters do not fit.
-    """
-    rng, _ = jax.random.split(jax.random.key(config.seed))
-    state = program.init(rng)
-    if not config.pretrained_dir:
-        return state
-    path = first_process_first(
-        find_checkpoint, config.pretrained_dir, config.model.model_name
-    )
-    params = load_pretrained(path, state.params)
-
-    def put(value: Any, old: jax.Array) -> jax.Array:
-        if value is old:  # the head, and what the file does not have
-            return old
-        return jax.make_array_from_callback(
-            old.shape, old.sharding, lambda index: value[index]
-        )
-
-    logger.info("start    from %s, with a new head", path)
-    return state.replace(params=jax.tree.map(put, params, state.params))
 
 
 def log_program(config: Config, program: Program, mesh: Mesh, start_step: int) -> None:

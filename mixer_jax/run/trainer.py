@@ -15,17 +15,17 @@ import time
 import jax
 
 from mixer_jax.run.config import Config, ConfigError, in_steps
-from mixer_jax.run.data import Data, open_data
+from mixer_jax.run.data import Data, open_data, open_evals
 from mixer_jax.run.evaluators import open_evaluators
 from mixer_jax.run.program import (
     build_program,
     check_run,
-    initial_state,
     log_program,
     step_rng,
 )
+from mixer_jax.run.start import check_start, initial_state
 from mixer_jax.run.workdir import (
-    check_resumable,
+    check_same_data,
     open_workdir,
     write_description,
     write_result,
@@ -56,12 +56,14 @@ def train_and_evaluate(
       workdir: folder for checkpoints, metrics, logs and the result; made if needed.
 
     Returns:
-      the last evaluation of the test split: `top1`, `top5`, `loss` and `count`.
+      the last evaluation of the test split: `top1`, `top5`, `loss` and `count`, and
+      `mAP` if images have several labels.
 
     Raises:
-      ConfigError: the config contradicts itself or the one in the workdir.
+      ConfigError: the config contradicts itself or the one in the workdir, or the data
+        are not those that the run began with.
       DatasetError: the dataset is not there or not as expected.
-      CheckpointError: the pre-trained parameters are not there or do not fit.
+      CheckpointError: the parameters to start from are not there or do not fit.
       NonFiniteError: loss or gradient are infinite or not a number.
       ProcessError: another process failed, or does not see the workdir.
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
@@ -74,19 +76,23 @@ def train_and_evaluate(
         enter(logging_to(workdir))
         enter(jax.set_mesh(mesh))
         stop_requested = enter(stop_signals())
+        first_process_first(check_start, config, workdir)
         data = first_process_first(open_data, config)
+        data = first_process_first(open_evals, data)
         given_config, config = config, in_steps(config, len(data.train_source))
-        program = build_program(config, mesh, len(data.class_names))
+        check_same_data(config, data, workdir)
+        program = build_program(
+            config, mesh, len(data.class_names), multilabel=data.multilabel
+        )
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
         start_step = step = checkpoints.latest_step() or 0
-        check_resumable(config, data, start_step, workdir)
         if start_step:
             state = checkpoints.restore(program.abstract_state)
         else:
-            state = initial_state(config, program)
+            state = initial_state(config, program, data.class_names, mesh)
         log_program(config, program, mesh, start_step)
-        write_description(given_config, data.class_names, workdir)
-        evaluators = first_process_first(open_evaluators, config, data, program, mesh)
+        write_description(given_config, data, workdir)
+        evaluators = open_evaluators(config, data, program, mesh)
         batches = enter(data.train_batches(start_step, mesh))
         reporter = enter(_open_reporter(config, data, workdir, checkpoints))
         profiler = enter(Profiler(workdir / "tensorboard", config.profile_steps))

@@ -1,10 +1,10 @@
 """The work directory of a run: what it records, and which runs it refuses."""
 
-import dataclasses
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mixer_jax.data.fingerprint import changes
+from mixer_jax.data.names import listing, printable
 from mixer_jax.files import replace_when_whole
-from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
+from mixer_jax.run.model import FIELD_DEFAULTS
+from mixer_jax.run.paths import is_dataset, resolved, with_absolute_paths
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
@@ -34,11 +37,19 @@ FREE_KEYS = {
 
 # Keys that the config.json of older runs lacks, each with the value that leaves a run
 # as it was. A key that is added to configs/common.py is added here too.
-ADDED_KEYS: dict[str, Any] = {"profile_steps": 0}
+ADDED_KEYS: dict[str, Any] = {"profile_steps": 0, "init_from": None, "label_key": None}
+
+# In config.json: the paths that are absolute there, as they were typed.
+AS_TYPED = "as_typed"
+
+logger = logging.getLogger(__name__)
 
 
 def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the absolute path of a folder for the run, made if there is none.
+
+    The same config may have paths that are spelled otherwise. Whether another dataset
+    is the same one, at another place, shows later: see `check_same_data`.
 
     Raises:
       ConfigError: it is a URL, or has the result of a run with another config.
@@ -51,66 +62,129 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
     path = pathlib.Path(workdir).expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
     check_shared(path)
-    _check_config_is_the_same(config, path)
+    differences = _differences(config, path)
+    if not all(key in FREE_KEYS or is_dataset(key) for key in differences):
+        raise _other_config(path, differences)
     return path
 
 
-def _check_config_is_the_same(config: Config, workdir: pathlib.Path) -> None:
-    """Refuses the folder of a run with another config, if it has a result."""
+def _has_result(workdir: pathlib.Path) -> bool:
+    return (workdir / "final.npz").exists() or bool(saved_steps(workdir))
+
+
+def _differences(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Any, Any]]:
+    """Returns the values there and now of the keys that differ, if there is a result.
+
+    A key that one of the two lacks is "absent" there.
+    """
     path = workdir / "config.json"
-    has_result = (workdir / "final.npz").exists() or bool(saved_steps(workdir))
-    if not path.exists() or not has_result:
-        return
-    new = flatten(_as_json(config))
-    # A field that was added to the model since then had its default.
-    fields = {
-        f"model.{x.name}": json.loads(json.dumps(x.default))  # tuples as lists
-        for x in dataclasses.fields(MlpMixer)
-        if f"model.{x.name}" in new and x.default is not dataclasses.MISSING
+    if not path.exists() or not _has_result(workdir):
+        return {}
+    recorded = json.loads(path.read_text("utf-8"))
+    recorded.pop(AS_TYPED, None)
+    new = flatten(json.loads(config.to_json()))
+    fields = {key: x for key, x in FIELD_DEFAULTS.items() if key in new}
+    old = ADDED_KEYS | fields | flatten(recorded)
+    one, other = resolved(old), resolved(new)
+    absent = object()
+    return {
+        key: (old.get(key, "absent"), new.get(key, "absent"))
+        for key in dict.fromkeys((*old, *new))
+        if one.get(key, absent) != other.get(key, absent)
     }
-    old = ADDED_KEYS | fields | flatten(json.loads(path.read_text("utf-8")))
-    missing = object()
-    keys = [k for k in old | new if old.get(k, missing) != new.get(k, missing)]
-    if set(keys) - FREE_KEYS:
-        table = "\n".join(
-            f"  {k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} now"
-            for k in keys
-        )
-        raise ConfigError(
-            f"{workdir} holds a run with another config:\n{table}\nTake another "
-            "--workdir, or the same config to continue that run."
-        )
 
 
-def check_resumable(
-    config: Config, data: Data, start_step: int, workdir: pathlib.Path
-) -> None:
-    """Raises ConfigError if the dataset is not the one that the run began with."""
-    path = workdir / "class_names.json"
-    if not start_step or not path.exists():
+def _other_config(
+    workdir: pathlib.Path, differences: Mapping[str, tuple[Any, Any]]
+) -> ConfigError:
+    table = "\n".join(
+        f"  {key}: {old} there, {new} now" for key, (old, new) in differences.items()
+    )
+    return ConfigError(
+        f"{workdir} holds a run with another config:\n{table}\nTake another "
+        "--workdir, or the same config to continue that run."
+    )
+
+
+def check_same_data(config: Config, data: Data, workdir: pathlib.Path) -> None:
+    """Refuses to continue a run on other data than it began with.
+
+    A dataset that is at another place now may be the same; that is said.
+
+    Args:
+      config: of the run, with durations in steps.
+      data: as it is now.
+      workdir: of the run.
+
+    Raises:
+      ConfigError: the data differ. The message lists how.
+    """
+    if not _has_result(workdir):
         return
-    old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
-    if old != new or start_step > config.total_steps:
-        changed = sorted(set(old) ^ set(new)) or [f"{len(data.train_source)} images"]
+    differences = _differences(config, workdir).items()
+    moved = {key: values for key, values in differences if is_dataset(key)}
+    path = workdir / "dataset.json"
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))["fingerprint"]
+        lines = changes(before, data.fingerprint)
+    elif moved:  # and nothing shows that it is the same
+        raise _other_config(workdir, moved)
+    else:
+        lines = _changes_without_fingerprint(config, data, workdir)
+    places = [
+        printable(f"{key}: {old} then, {new} now") for key, (old, new) in moved.items()
+    ]
+    if lines:
+        listed = "".join(f"\n  {line}" for line in (*places, *lines))
         raise ConfigError(
-            f"{config.dataset} is not what it was when the run in {workdir} began: now "
-            f"{len(new)} classes, then {len(old)}, and step {start_step} of "
-            f"{config.total_steps} is done. Changed: {', '.join(changed[:10])}. Take "
-            "another --workdir, or the dataset as it was."
+            f"The data are not what they were when the run in {workdir} began:"
+            f"{listed}\nTo continue it, bring the data back as they were. To train on "
+            "them as they are, take another --workdir; --config.init_from="
+            f"{workdir} then starts from the parameters of this run."
         )
+    for place in places:
+        logger.info("data     moved, with the same images; %s", place)
 
 
-def write_description(
-    config: Config, class_names: Sequence[str], workdir: pathlib.Path
-) -> None:
+def _changes_without_fingerprint(
+    config: Config, data: Data, workdir: pathlib.Path
+) -> list[str]:
+    """Compares what a run of before fingerprints were kept tells of its data."""
+    path = workdir / "class_names.json"
+    lines = []
+    if path.exists():
+        old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
+        if old != new:
+            changed = sorted(set(old) ^ set(new)) or ["their order"]
+            lines.append(
+                f"classes: {len(old)} before, {len(new)} now; changed: "
+                f"{listing(changed, 10)}"
+            )
+    last_step = max(saved_steps(workdir), default=0)
+    if last_step > config.total_steps:
+        lines.append(
+            f"train: {len(data.train_source)} images make {config.total_steps} steps, "
+            f"and step {last_step} is done"
+        )
+    return lines
+
+
+def write_description(config: Config, data: Data, workdir: pathlib.Path) -> None:
     """Writes the files that a later start is compared with, and that loading reads."""
-    if jax.process_index() == 0:
-        for name, content in (
-            ("class_names.json", list(class_names)),
-            ("config.json", _as_json(config)),
-        ):
-            with replace_when_whole(workdir / name) as partial:
-                partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    if jax.process_index() != 0:
+        return
+    absolute, typed = with_absolute_paths(config)
+    described = json.loads(absolute.to_json())
+    if typed:
+        described[AS_TYPED] = typed
+    about = {"multilabel": data.multilabel, "fingerprint": data.fingerprint}
+    for name, content in (
+        ("class_names.json", list(data.class_names)),
+        ("dataset.json", about),
+        ("config.json", described),
+    ):
+        with replace_when_whole(workdir / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def write_result(
@@ -132,8 +206,3 @@ def write_result(
     if jax.process_index() == 0:
         save_checkpoint(path, jax.device_get(whole))
     multihost_utils.sync_global_devices("final parameters written")
-
-
-def _as_json(config: Config) -> dict[str, Any]:
-    """Returns a config as its config.json has it."""
-    return json.loads(config.to_json())

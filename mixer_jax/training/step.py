@@ -115,7 +115,8 @@ def make_train_step(
         images, labels = batch["image"], batch["label"]
         if label_smoothing or mixup_p:
             assert model.num_classes, "a model without a head cannot be trained"
-            labels = jax.nn.one_hot(labels, model.num_classes)
+            if labels.ndim == 1:
+                labels = jax.nn.one_hot(labels, model.num_classes)
             labels = smooth_labels(labels, label_smoothing)
         if mixup_p:
             images, labels = mixup(rng, to_model_input(images), labels, mixup_p)
@@ -166,45 +167,74 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: MlpMixer, loss_fn: LossFn) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(
+    model: MlpMixer,
+    loss_fn: LossFn,
+    *,
+    multilabel: bool = False,
+    report: bool = False,
+) -> Callable[[Any, Batch], dict[str, Any]]:
     """Returns the function that scores one batch.
 
     It maps parameters and a batch of `image`, `label` and `mask` to what `sum_scores`
-    returns.
+    returns. Where numbers need more than sums, the entry `rows` has `label` and `mask`
+    as well, with
+
+    - `logits` [batch, num_classes], if `multilabel`: mean average precision compares
+      all examples;
+    - `prediction` int [batch], if `report`; see `predict_classes`.
     """
 
-    def eval_step(params: Any, batch: Batch) -> Metrics:
+    def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
         images = to_model_input(batch["image"])
         logits: Any = model.apply({"params": params}, images, train=False)
-        return sum_scores(logits, batch, loss_fn)
+        scores: dict[str, Any] = {
+            **sum_scores(logits, batch, loss_fn, multilabel=multilabel)
+        }
+        if multilabel or report:
+            scores["rows"] = {"label": batch["label"], "mask": batch["mask"]}
+        if multilabel:
+            scores["rows"]["logits"] = logits
+        if report:
+            scores["rows"]["prediction"] = predict_classes(logits)
+        return scores
 
     return eval_step
 
 
-def sum_scores(logits: jax.Array, batch: Batch, loss_fn: LossFn) -> Metrics:
+def sum_scores(
+    logits: jax.Array, batch: Batch, loss_fn: LossFn, *, multilabel: bool = False
+) -> Metrics:
     """Scores the logits of a batch.
 
     Args:
       logits: [batch, num_classes].
       batch: `label` and `mask` [batch]. Labels are classes, integer [batch]. If images
         may have several, they are [batch, num_classes], 1 for each class of an image
-        and 0 elsewhere: any of these is right, and the loss is that of their uniform
-        mixture.
+        and 0 elsewhere: an image is right if any of these comes first.
       loss_fn: see `mixer_jax.training.losses`.
+      multilabel: whether all labels of an image are to be found, as in a run that
+        trains on several. The loss is then that of the labels as they are; otherwise
+        that of their uniform mixture, a distribution of one class.
 
     Returns:
       Sums over the rows whose mask is 1: `top1`, `top5` (of more than five classes; see
-      `rank_labels`), `loss`, `count`.
+      `rank_labels`), `loss`, `count`; with `multilabel` also `labelled`, the images
+      that have a label, since the others have nothing that could come first.
     """
     labels, mask = batch["label"], batch["mask"]
+    sums = {}
     if labels.ndim == 1:
         rank = rank_labels(logits, labels)
     else:
+        is_labelled = jnp.any(labels > 0, axis=-1)
         likeliest = jnp.argmax(jnp.where(labels > 0, logits, -jnp.inf), axis=-1)
-        likeliest = jnp.where(jnp.any(labels > 0, axis=-1), likeliest, -1)
-        rank = rank_labels(logits, likeliest)
-        labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
-    sums = {"top1": jnp.sum((rank < 1) * mask)}
+        rank = rank_labels(logits, jnp.where(is_labelled, likeliest, -1))
+        if multilabel:
+            sums["labelled"] = jnp.sum(is_labelled * mask)
+        else:
+            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
+    sums["top1"] = jnp.sum((rank < 1) * mask)
     if logits.shape[-1] > 5:
         sums["top5"] = jnp.sum((rank < 5) * mask)
     sums["loss"] = jnp.sum(loss_fn(logits, labels) * mask)

@@ -136,7 +136,7 @@ def find_checkpoint(
     folder = os.fspath(pretrained_dir).rstrip("/")
     if model_name in VARIANTS:
         model_name = f"Mixer-{model_name.replace('/', '_')}"
-    if folder in {name.split("/")[0] for name in PUBLISHED}:
+    if is_published_folder(folder):
         folder = BUCKET + folder
     return resolve(f"{folder}/{model_name}.npz")
 
@@ -203,6 +203,11 @@ def _url_cache_path(url: str) -> pathlib.Path:
     readable = re.sub(r"[^\w.-]+", "_", last, flags=re.ASCII)[:80]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_dir() / "urls" / f"{readable}-{digest}.npz"
+
+
+def is_published_folder(text: str) -> bool:
+    """Returns whether a text is the bare name of a published folder."""
+    return text.rstrip("/") in {name.split("/")[0] for name in PUBLISHED}
 
 
 def published_name(text: str) -> str | None:

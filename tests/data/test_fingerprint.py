@@ -78,8 +78,8 @@ def add_split(root):
     ("change", "lines"),
     [
         (add, ["train: 6 images before, 7 now"]),
-        (swap, ["train: 6 images as before, with other sizes"]),
-        (rename, ["train: 6 images as before, with other names, sizes"]),
+        (swap, ["train: 6 images as before, with other sizes, contents"]),
+        (rename, ["train: 6 images as before, with other names, sizes, contents"]),
         (grow, ["train: 6 images as before, with other sizes"]),
         (
             rename_class,
@@ -102,6 +102,20 @@ def test_what_changed_is_said(photos, change, lines):
     after = of(photos)
     assert changes(before, after) == lines
     assert changes(before, before) == []
+
+
+def test_classes_whose_files_have_equal_names_and_sizes_and_are_swapped(tmp_path):
+    for name, level in (("a", b"\0"), ("b", b"\1")):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.bmp").write_bytes(b"BM" + level * 9000)
+    before = of(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "x")
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "x").rename(tmp_path / "b")
+    assert changes(before, of(tmp_path)) == [
+        "train: 6 images as before, with other contents"
+    ]
 
 
 def test_labels_of_a_table_count(tmp_path):

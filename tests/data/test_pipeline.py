@@ -185,3 +185,27 @@ def test_several_labels_become_rows_and_none_is_masked():
     rows = [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
     np.testing.assert_array_equal(batch["label"], [*rows, *rows, rows[0], rows[0]])
     np.testing.assert_array_equal(batch["mask"], [0, 1, 1, 0, 1, 1, 0, 0])
+
+
+def test_several_labels_in_training_and_where_all_are_to_be_found():
+    """There an image of no class is an example too."""
+    found = take(
+        pipeline.train_batches(
+            SeveralLabels(6), TrainTransform(4), batch_size=6, seed=0, num_classes=3
+        ),
+        1,
+    )[0]["label"]
+    rows = [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
+    assert found.dtype == np.float32
+    assert sorted(found.tolist()) == sorted(rows * 2)
+    (batch,) = take(
+        pipeline.eval_batches(
+            SeveralLabels(6),
+            EvalTransform(4),
+            batch_size=8,
+            num_classes=3,
+            multilabel=True,
+        ),
+        None,
+    )
+    np.testing.assert_array_equal(batch["mask"], [1, 1, 1, 1, 1, 1, 0, 0])

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from mixer_jax.data.dataset import DatasetError, Part, open_dataset
+from mixer_jax.data.dataset import DatasetError, Example, Part, open_dataset
 from mixer_jax.data.splits import (
     check_readable,
     check_splits,
@@ -156,3 +156,15 @@ def test_readable_splits_cost_one_image(photos):
     check_readable("x", Counted())
     assert len(read) <= 20
     assert np.ptp(read) > 5  # from all classes
+
+
+def test_labels_may_be_rare_where_images_may_have_several():
+    class Rare:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, i):
+            image = np.zeros((2, 2, 3), np.uint8)
+            return Example(image, (1,) if i == 777 else (), f"image {i}")
+
+    check_readable("x", Rare())

@@ -8,7 +8,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation import prediction
@@ -146,3 +146,15 @@ def test_model_without_a_head(loaded):
     )
     with pytest.raises(CheckpointError, match="no head"):
         next(predict(headless, ["a.png"]))
+
+
+def test_each_class_has_its_own_probability_where_several_may_be_right(
+    loaded, logits, photos
+):
+    folder, images = photos
+    found = list(predict(loaded, [str(folder / "a.png")], multilabel=True, top_k=7))
+    scores = logits(images[:1])[0]
+    assert list(found[0].classes) == np.argsort(-scores).tolist()
+    np.testing.assert_allclose(
+        found[0].probabilities, np.sort(expit(scores))[::-1], rtol=1e-5
+    )

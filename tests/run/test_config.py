@@ -105,6 +105,8 @@ WRONG = [
     ("progress_every", 0),
     ("profile_steps", -1),
     ("mesh.fsdp", 0),
+    ("init_from", 3),
+    ("label_key", 1),
     ("evals.more.type", "knn"),
     ("evals.more.dataset", 3),
     ("evals.more.split", None),

@@ -50,7 +50,8 @@ def run(mesh, tx, schedule, loss_fn, params, batches, **kwargs):
     rows = []
     with jax.set_mesh(mesh):
         for images, labels in batches:
-            batch = {"image": images, "label": labels.astype(np.int32)}
+            dtype = np.int32 if labels.ndim == 1 else np.float32
+            batch = {"image": images, "label": labels.astype(dtype)}
             state, metrics = step(
                 state, sharding.shard_batch(mesh, batch), jax.random.key(0)
             )
@@ -304,3 +305,29 @@ def test_head_bias_init_and_features():
     expected = headless.apply({"params": state.params}, images, train=False)
     np.testing.assert_allclose(out["feature"], expected, atol=1e-6)
     assert out.keys() == {"feature", "label"}
+
+
+def test_all_of_several_labels_are_to_be_found():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
+    labels = jnp.zeros((4, 7)).at[0, 1].set(1).at[0, 4].set(1).at[1].set(1)
+    batch = {"label": labels, "mask": jnp.array([1.0, 1, 1, 0])}
+    loss_fn = losses.sigmoid_cross_entropy
+    sums = sum_scores(logits, batch, loss_fn, multilabel=True)
+    expected = loss_fn(logits, labels)[:3].sum()
+    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-6)
+    assert (sums["count"], sums["labelled"]) == (3, 2)
+    assert sums["top1"] == 1 + (jnp.argmax(logits[0]) in (1, 4))
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"label_smoothing": 0.1, "mixup_p": 0.3, "accum_steps": 2}]
+)
+def test_rows_of_one_label_train_as_that_label_does(golden, kwargs):
+    data = golden.load("finetune.npz")
+    images, labels = data["images"][0], data["labels"][0]
+    rows = np.eye(7, dtype=np.float32)[labels]
+    _, expected, _ = one_step(golden, (images, labels), **kwargs)
+    _, found, _ = one_step(golden, (images, rows), **kwargs)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected
+    )

@@ -1,0 +1,96 @@
+"""What is wrong with the data of a run shows before the run begins."""
+
+import pytest
+
+from configs import common
+from mixer_jax.data.dataset import DatasetError
+from mixer_jax.run import trainer
+from mixer_jax.run.data import open_data, open_evals
+
+from ..examples import touch_folder, write_folder
+from .test_trainer import tiny_config
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    classes = {"train/bee": 6, "train/cow": 6, "test/bee": 2, "test/cow": 2}
+    root = write_folder(tmp_path_factory.mktemp("data") / "photos", classes)
+    touch_folder(root, {"broken/bee": 2, "broken/cow": 2})
+    return root
+
+
+def config_of(photos, **spec):
+    config = tiny_config(dataset=str(photos), total_steps=2)
+    common.add_evaluator(config, "more", **spec)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"split": "broken"},
+            r"config\.evals\.more\.split: .*none of 4 images can be read",
+        ),
+        (
+            {"split": "tset"},
+            r"config\.evals\.more\.split: .*has no split 'tset'; it has 'broken', 'tes",
+        ),
+        (
+            {"dataset": "/no/where"},
+            r"config\.evals\.more\.dataset: There is no folder .*'/no/where'",
+        ),
+        (
+            {"type": "fewshot", "train_split": "broken"},
+            r"config\.evals\.more\.train_split: .*none of 4 images can be read",
+        ),
+    ],
+)
+def test_an_evaluator_that_cannot_work_is_named_before_the_first_step(
+    photos, tmp_path, spec, message
+):
+    with pytest.raises(DatasetError, match=message):
+        trainer.train_and_evaluate(config_of(photos, **spec), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_an_evaluator_whose_classes_are_called_otherwise(photos, tmp_path, caplog):
+    write_folder(tmp_path / "other", {"train/bee": 1, "train/ox": 1})
+    spec = {"dataset": str(tmp_path / "other"), "split": "train"}
+    open_evals(open_data(config_of(photos, **spec)))
+    assert "config.evals.more.dataset calls 1 classes otherwise" in caplog.text
+    assert "'ox' for 'cow'; labels are compared by their numbers" in caplog.text
+
+
+def test_the_fingerprint_has_the_evaluators_too(photos):
+    data = open_evals(open_data(config_of(photos, split="train[:50%]")))
+    assert list(data.fingerprint["splits"]) == [
+        "train",
+        "test",
+        "config.evals.more.split",
+    ]
+
+
+def test_several_labels_need_a_loss_that_takes_them(tfds_dir):
+    config = tiny_config(
+        dataset="tiny_shapes", tfds_data_dir=tfds_dir, label_key="real_label"
+    )
+    message = r"have several labels, but loss is softmax, .* --config\.loss=sigmoid"
+    with pytest.raises(DatasetError, match=message):
+        open_data(config)
+    config.loss = "sigmoid"
+    assert open_data(config).multilabel
+    # The evaluator of the same dataset reads the same labels, unless it says otherwise.
+    common.add_evaluator(config, "more")
+    common.add_evaluator(config, "one", label_key="label")
+    found = open_evals(open_data(config)).evals
+    kinds = {name: type(x.source[0].label) for name, x in found.items()}
+    assert kinds == {"more": tuple, "one": int}
+
+
+def test_label_key_that_is_not_there(tfds_dir):
+    config = tiny_config(
+        dataset="tiny_shapes", tfds_data_dir=tfds_dir, label_key="labels"
+    )
+    with pytest.raises(DatasetError, match="no image with a class labels"):
+        open_data(config)
