@@ -12,6 +12,7 @@ fit another one:
 The stem is resized for patches of another size, as in FlexiViT.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ import numpy as np
 from einops import rearrange
 
 from mixer_jax.weights import layout, names
+
+logger = logging.getLogger(__name__)
 
 # What to do with parameters for images of another size.
 RESOLUTIONS = ("error", "block_diagonal", "interpolate")
@@ -36,7 +39,7 @@ _AXES = {
 _CHANGES = {
     "block_diagonal": "It makes tokens and hidden units of token mixing {tiles} times "
     "as many: the model's tokens_mlp_dim must be {tiles} times the old one.",
-    "interpolate": "It changes the number of tokens, and nothing else.",
+    "interpolate": "It changes the number of tokens only: tokens_mlp_dim stays.",
 }
 
 Grid = tuple[int, int]  # patches down and across
@@ -68,7 +71,7 @@ def adapt(
 
     Returns:
       The tree of `params`. Arrays that change are new numpy arrays; the others are the
-      ones given.
+      ones given. A log line says what was done.
 
     Raises:
       ValueError: there is no such `resolution`.
@@ -100,6 +103,7 @@ def adapt(
             f"{where}: no block_diagonal from {sizes}. Height and width must be whole "
             "multiples of the old ones. For other sizes there is interpolate."
         )
+    tiles = new_tokens // old_tokens
     adapted = dict(flat)
     for key in found:
         axes = _axes_of(key, found[key], shapes[key], old_tokens, new_tokens)
@@ -114,9 +118,31 @@ def adapt(
         {key: tuple(adapted[key].shape) for key in found},
         {key: shapes[key] for key in found},
         f"{where}: {resolution} from {sizes} cannot make the model's parameters. "
-        + _CHANGES[resolution].format(tiles=new_tokens // old_tokens),
+        + _CHANGES[resolution].format(tiles=tiles),
     )
+    stem = found.get("stem/kernel"), shapes.get("stem/kernel")
+    if grid != new_grid:
+        units = "" if resolution == "interpolate" else f", {tiles} x tokens_mlp_dim"
+        logger.info("adapted  %s by %s from %s%s", where, resolution, sizes, units)
+    if stem[0] != stem[1]:
+        logger.info("adapted  %s: its stem from %s to %s", where, *stem)
     return layout.unflatten(adapted)
+
+
+def explain(found: layout.MixerSizes, wanted: layout.MixerSizes) -> str:
+    """Returns what each choice does for a file and a model, and what it costs."""
+    ratio, units = wanted.num_tokens / found.num_tokens, found.variant.tokens_mlp_dim
+    cost = "Token mixing has {:.3g} times the parameters and work."
+    needs = "Not possible here."
+    if ratio == int(ratio):
+        needs = f"It needs tokens_mlp_dim={int(units * ratio)}. {cost.format(ratio**2)}"
+    return f"""
+Choices for images or patches of another size (in a run, --config.resolution=...):
+  resolution='interpolate': for any size. Outputs are similar at first: fine-tune.
+    It keeps tokens_mlp_dim={units}. {cost.format(ratio)}
+  resolution='block_diagonal': for whole multiples of height and width. Outputs are at
+    first those of each tile. {needs}
+What does not fit:"""
 
 
 def _block_diagonal(

@@ -3,6 +3,7 @@ import functools
 import importlib.util
 import math
 import pathlib
+import re
 
 import cv2
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from einops import rearrange
 
+import mixer_jax
 from mixer_jax.data.preprocess import resize
 from mixer_jax.model import MlpMixer
 from mixer_jax.variants import Patches
-from mixer_jax.weights import layout
+from mixer_jax.weights import layout, npz
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.resolution import adapt
 
@@ -434,3 +436,64 @@ def test_a_head_and_parameters_that_the_model_lacks_stay(tiny, assert_same):
     adapted = adapt(params, shapes, (6, 6), "interpolate")
     for name in ("head", "gate"):
         assert_same(adapted[name], params[name])
+
+
+@pytest.mark.parametrize(
+    ("resolution", "changes"),
+    [
+        ("block_diagonal", {"num_tokens": 64, "tokens_mlp_dim": 24}),
+        ("interpolate", {"num_tokens": 25}),
+        ("interpolate", {"num_tokens": 64, "patches": Patches((2, 2))}),
+        ("interpolate", {"patches": Patches((8, 8))}),
+        ("block_diagonal", {}),
+    ],
+)
+def test_load_pretrained_adapts_the_file(
+    tiny, tmp_path, caplog, assert_same, resolution, changes
+):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    sizes = tiny.sizes_with(num_classes=3, **changes)
+    init = tiny.tree(sizes, seed=1)
+    with caplog.at_level("INFO", logger="mixer_jax"):
+        params = mixer_jax.load_pretrained(tmp_path / "a.npz", init, resolution)
+    assert layout.shapes_of(params) == sizes.shapes()
+    assert params["head"]["kernel"] is init["head"]["kernel"]
+    side = math.isqrt(sizes.num_tokens)
+    adapted = adapt(tiny.tree(), sizes.shapes(), (side, side), resolution)
+    assert_same(params | {"head": {}}, adapted | {"head": {}})
+    by = f"a.npz by {resolution} from 4x4 patches to {side}x{side}"
+    assert (by in caplog.text) == ("num_tokens" in changes)
+    assert ("its stem from (4, 4, 3, 12)" in caplog.text) == ("patches" in changes)
+
+
+def test_load_pretrained_for_images_that_are_not_square(tiny, tmp_path, assert_same):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    sizes = tiny.sizes_with(num_tokens=35)
+    arguments = (tmp_path / "a.npz", tiny.tree(sizes), "interpolate")
+    with pytest.raises(CheckpointError, match=r"no square grid .* give the image_size"):
+        mixer_jax.load_pretrained(*arguments)
+    params = mixer_jax.load_pretrained(*arguments, image_size=(28, 20))
+    adapted = adapt(tiny.tree(), sizes.shapes(), (7, 5), "interpolate")
+    assert_same(params | {"head": {}}, adapted | {"head": {}})
+
+
+def test_load_pretrained_of_another_size_names_the_choices_and_their_costs(
+    tiny, tmp_path
+):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = tiny.tree(tiny.sizes_with(num_tokens=64))
+    with pytest.raises(CheckpointError) as error:
+        mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    for text in (
+        r"'interpolate': .*\n.* tokens_mlp_dim=6\. Token mixing has 4 times the para",
+        r"'block_diagonal': .*\n.* tokens_mlp_dim=24\. Token mixing has 16 times the ",
+    ):
+        assert re.search(text, str(error.value))
+    init = tiny.tree(tiny.sizes_with(num_tokens=36))
+    with pytest.raises(CheckpointError, match=r"each tile\. Not possible here"):
+        mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    init = tiny.tree(tiny.sizes_with(patches=Patches((8, 8))))
+    with pytest.raises(CheckpointError, match="resolution='interpolate'"):
+        mixer_jax.load_pretrained(tmp_path / "a.npz", init)
+    with pytest.raises(ValueError, match="'bilinear', expected one of error, block"):
+        mixer_jax.load_pretrained(tmp_path / "a.npz", init, "bilinear")
