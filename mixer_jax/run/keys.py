@@ -12,6 +12,7 @@ from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
 from mixer_jax.model import GELUS
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
+from mixer_jax.weights.resolution import RESOLUTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ KEYS = {
         "--config.pretrained_dir=''",
         lambda x: x in (None, "") or _is_text(x),
     ),
+    "resolution": _one_of(*RESOLUTIONS),
     "dataset": TEXT,
     "tfds_data_dir": FOLDER,
     "tfds_manual_dir": FOLDER,

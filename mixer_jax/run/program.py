@@ -181,7 +181,8 @@ def initial_state(config: Config, program: Program) -> TrainState:
     path = first_process_first(
         find_checkpoint, config.pretrained_dir, config.model.model_name
     )
-    params = load_pretrained(path, state.params)
+    image_size = (config.pp.crop, config.pp.crop)
+    params = load_pretrained(path, state.params, config.resolution, image_size)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
         if value is old:  # the head, and what the file does not have

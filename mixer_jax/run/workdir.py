@@ -34,7 +34,7 @@ FREE_KEYS = {
 
 # Keys that the config.json of older runs lacks, each with the value that leaves a run
 # as it was. A key that is added to configs/common.py is added here too.
-ADDED_KEYS: dict[str, Any] = {"profile_steps": 0}
+ADDED_KEYS: dict[str, Any] = {"profile_steps": 0, "resolution": "error"}
 
 
 def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Path:
