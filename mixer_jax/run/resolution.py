@@ -60,12 +60,15 @@ def set_token_units(config: Config) -> tuple[Config, str]:
       A copy, and a message that says so; or the same config and "".
 
     Raises:
-      OSError, CheckpointError: the file of pretrained_dir cannot be read.
+      CheckpointError: the file of pretrained_dir is damaged.
     """
     fields, crop = config.model, config.pp.crop
     if config.resolution != "block_diagonal" or not config.pretrained_dir:
         return config, ""
-    path = find_checkpoint(config.pretrained_dir, fields.model_name)
+    try:
+        path = find_checkpoint(config.pretrained_dir, fields.model_name)
+    except OSError:  # a run that continues does not need it; a new one fails later
+        return config, ""
     kernel = read_shapes(path).get("MixerBlock_0/token_mixing/Dense_0/kernel")
     if not kernel or fields.get("tokens_mlp_dim") != kernel[-1]:
         return config, ""

@@ -138,7 +138,7 @@ def explain(found: layout.MixerSizes, wanted: layout.MixerSizes) -> str:
         needs = f"It needs tokens_mlp_dim={int(units * ratio)}. {cost.format(ratio**2)}"
     return f"""
 Choices for images or patches of another size (in a run, --config.resolution=...):
-  resolution='interpolate': for any size. Outputs are similar at first: fine-tune.
+  resolution='interpolate': for any size. Outputs change: fine-tune.
     It keeps tokens_mlp_dim={units}. {cost.format(ratio)}
   resolution='block_diagonal': for whole multiples of height and width. Outputs are at
     first those of each tile. {needs}

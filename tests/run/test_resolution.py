@@ -100,6 +100,7 @@ def test_another_size_is_an_error_unless_asked_for(folder, tmp_path):
         (8, {}, 8),
         (12, {}, 8),  # no whole multiple: the loader refuses it
         (16, {"pretrained_dir": ""}, 8),
+        (16, {"model.model_name": "moved"}, 8),  # a run that continues needs no file
         (16, {"resolution": "interpolate"}, 8),
     ],
 )
