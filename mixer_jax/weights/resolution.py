@@ -35,6 +35,8 @@ _AXES = {
     "token_mixing/Dense_1/bias": ("tokens",),
 }
 
+_TOKENS_BIAS = "token_mixing/Dense_1/bias"  # one entry for each token
+
 # What each way changes, for an error about the rest.
 _CHANGES = {
     "block_diagonal": "It makes tokens and hidden units of token mixing {tiles} times "
@@ -89,7 +91,8 @@ def adapt(
         for key, x in flat.items()
         if key in shapes and not names.is_head(key)
     }
-    old_tokens, new_tokens = _count_tokens(found, shapes, new_grid), math.prod(new_grid)
+    new_tokens = math.prod(new_grid)
+    old_tokens = _count_tokens(found, shapes, new_tokens)
     grid = grid or _square(old_tokens, new_grid, where)
     if math.prod(grid) != old_tokens:
         raise layout.CheckpointError(
@@ -107,7 +110,7 @@ def adapt(
     adapted = dict(flat)
     for key in found:
         axes = _axes_of(key, found[key], shapes[key], old_tokens, new_tokens)
-        if key == "stem/kernel":
+        if key == "stem/kernel" and len(found[key]) == 4:
             adapted[key] = _resize_stem(flat[key], shapes[key][:2])
         elif grid != new_grid and ("tokens" in axes or found[key] != shapes[key]):
             is_kernel = key.endswith("kernel")
@@ -247,9 +250,10 @@ def _axes_of(
 
     Of the published parameters that is known. Of others sizes tell.
     """
-    if names.is_published(key):
-        return _AXES.get(key.partition("/")[2], len(found) * ("",))
-    if len(found) != len(expected):
+    known = _AXES.get(key.partition("/")[2], ())
+    if known and len(found) >= len(known):
+        return (len(found) - len(known)) * ("",) + known  # blocks may be stacked
+    if names.is_published(key) or len(found) != len(expected):
         return len(found) * ("",)
     kinds = {(old_tokens, new_tokens): "tokens"}
     return tuple(
@@ -258,19 +262,20 @@ def _axes_of(
     )
 
 
-def _count_tokens(found: layout.Shapes, expected: layout.Shapes, new_grid: Grid) -> int:
-    """Returns the number that became the new number of tokens."""
-    new_tokens = math.prod(new_grid)
-    return next(
-        (
-            old
-            for key, shape in found.items()
-            if not key.startswith("stem/")
-            for old, new in zip(shape, expected[key], strict=False)
-            if old != new == new_tokens
-        ),
-        new_tokens,
-    )
+def _count_tokens(
+    found: layout.Shapes, expected: layout.Shapes, new_tokens: int
+) -> int:
+    """Returns the number of tokens that parameters are for."""
+    biases = [x for key, x in found.items() if key.endswith(_TOKENS_BIAS)]
+    published = [x[-1] for x in biases if x]
+    others = [
+        old
+        for key, shape in found.items()
+        if not names.is_published(key)
+        for old, new in zip(shape, expected[key], strict=False)
+        if old != new == new_tokens
+    ]
+    return next(iter(published + others), new_tokens)
 
 
 def _square(tokens: int, new_grid: Grid, where: str) -> Grid:

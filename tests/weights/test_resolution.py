@@ -388,6 +388,19 @@ def test_parameters_with_an_axis_for_each_token(tiny):
     )
 
 
+def test_hidden_units_are_never_taken_for_tokens(tiny):
+    """Though the new model has as many of both, or the old one had."""
+    sizes = tiny.sizes_with(tokens_mlp_dim=16)
+    shapes = tiny.sizes_with(num_tokens=64, tokens_mlp_dim=64).shapes()
+    with pytest.raises(CheckpointError, match="tokens_mlp_dim stays") as error:
+        adapt(tiny.tree(sizes), shapes, (8, 8), "interpolate")
+    assert "0/token_mixing/Dense_0/kernel: found (64, 16), exp" in str(error.value)
+    with pytest.raises(CheckpointError, match="from 4x4 patches to 8x8"):
+        adapt(tiny.tree(), shapes, (8, 8), "interpolate")
+    adapted = adapt(tiny.tree(sizes), shapes, (8, 8), "block_diagonal")
+    assert layout.shapes_of(adapted) == shapes
+
+
 def test_what_cannot_be_adapted_is_named(tiny):
     params = tiny.tree() | {"pool": {"kernel": np.zeros((16, 3), "float32")}}
     shapes = tiny.sizes_with(num_tokens=64, tokens_mlp_dim=24).shapes()
@@ -397,6 +410,12 @@ def test_what_cannot_be_adapted_is_named(tiny):
     assert str(error.value).splitlines()[1:] == [
         "  pool/kernel: found (16, 3), expected (64, 3)"
     ]
+
+    params = tiny.tree()
+    params["stem"]["kernel"] = np.zeros((48, 12), "float32")  # a Dense layer
+    shapes = tiny.sizes_with(num_tokens=64, tokens_mlp_dim=24).shapes()
+    with pytest.raises(CheckpointError, match=r"stem/kernel: found \(48, 12\), expect"):
+        adapt(params, shapes, (8, 8), "block_diagonal")
 
     params = tiny.tree()
     shapes = tiny.sizes_with(num_tokens=64).shapes()
