@@ -496,6 +496,27 @@ def test_load_pretrained_for_images_that_are_not_square(tiny, tmp_path, assert_s
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
 
+def test_load_pretrained_at_another_size_into_a_fork(tiny, tmp_path, assert_same):
+    """One has a parameter of its own, the other a token mixing of its own."""
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
+    init = tiny.tree(tiny.sizes_with(num_tokens=36))
+    gamma = np.ones(16, "float32")  # as many as the file has tokens
+    init["MixerBlock_1"]["gamma"] = gamma
+    params = mixer_jax.load_pretrained(tmp_path / "a.npz", init, "interpolate")
+    assert params["MixerBlock_1"].pop("gamma") is gamma
+    adapted = adapt(tiny.tree(), layout.shapes_of(params), (6, 6), "interpolate")
+    assert_same(params | {"head": {}}, adapted | {"head": {}})
+
+    init = random_params(gating(), (24, 24))
+    arguments = (tmp_path / "a.npz", init, "interpolate")
+    with pytest.raises(CheckpointError, match="init_params without an image_size: no"):
+        mixer_jax.load_pretrained(*arguments)
+    params = mixer_jax.load_pretrained(*arguments, image_size=(24, 24))
+    for name in ("spatial_gating", "gating_in"):
+        assert_same(params["MixerBlock_0"][name], init["MixerBlock_0"][name])
+    assert_same(params["stem"], tiny.tree()["stem"])
+
+
 def test_load_pretrained_of_another_size_names_the_choices_and_their_costs(
     tiny, tmp_path
 ):
