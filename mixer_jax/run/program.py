@@ -35,6 +35,7 @@ from mixer_jax.training.step import (
     make_feature_step,
     make_train_step,
 )
+from mixer_jax.variants import count_patches
 from mixer_jax.weights.published import find_checkpoint, load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,8 @@ def initial_state(config: Config, program: Program) -> TrainState:
         find_checkpoint, config.pretrained_dir, config.model.model_name
     )
     image_size = (config.pp.crop, config.pp.crop)
-    params = load_pretrained(path, state.params, config.resolution, image_size)
+    grid = count_patches(image_size, program.model.patches.size)
+    params = load_pretrained(path, state.params, config.resolution, grid)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
         if value is old:  # the head, and what the file does not have

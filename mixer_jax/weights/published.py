@@ -7,17 +7,18 @@ They are fetched once over https, without an account, into a folder of the user:
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pooch
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.variants import VARIANTS, count_patches, get_variant
+from mixer_jax.variants import VARIANTS, get_variant
 from mixer_jax.weights import layout, names, npz
 from mixer_jax.weights.layout import CheckpointError, MixerSizes
 from mixer_jax.weights.resolution import RESOLUTIONS, adapt
@@ -87,7 +88,7 @@ def load_pretrained(
     name_or_path: str | os.PathLike[str],
     init_params: Mapping[str, Any],
     resolution: str = "error",
-    image_size: Sequence[int] | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Returns new parameters to fine-tune: those of the file, but for the head.
 
@@ -102,7 +103,8 @@ def load_pretrained(
       resolution: what to do if the model is for images or patches of another size than
         the file: "error", or adapt the parameters by "block_diagonal" or "interpolate".
         See `mixer_jax.weights.resolution`. The file must be for square images.
-      image_size: (height, width) of the model's images in pixels. Default: square ones.
+      grid: patches (down, across) of the model's images. Default: as many down as
+        across. It is read only if the parameters are adapted.
 
     Returns:
       The tree of `init_params`: numpy arrays from the file, the rest as given.
@@ -120,24 +122,21 @@ def load_pretrained(
     path, params = _read(name_or_path)
     if resolution != "error":
         shapes = layout.shapes_of(init_params)
-        grid = _grid_of(shapes, image_size)
-        params = adapt(params, shapes, grid, resolution, where=str(path))
+        new_grid = grid or _square_grid(shapes)
+        params = adapt(params, shapes, new_grid, resolution, where=str(path))
     return npz.merge_pretrained(init_params, params, str(path))
 
 
-def _grid_of(
-    shapes: layout.Shapes, image_size: Sequence[int] | None
-) -> tuple[int, int]:
+def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:
     """Returns the numbers of patches (down, across) of a model's images."""
-    if image_size is None:
-        sizes = layout.infer_sizes(shapes, "init_params without an image_size")
-        image_size = sizes.image_size
-        if image_size is None:
-            raise CheckpointError(
-                f"init_params are for {sizes.num_tokens} tokens, which are no square "
-                "grid of patches: give the image_size."
-            )
-    return count_patches(image_size, shapes["stem/kernel"][:2])
+    sizes = layout.infer_sizes(shapes, "init_params without a grid")
+    side = math.isqrt(sizes.num_tokens)
+    if side * side != sizes.num_tokens:
+        raise CheckpointError(
+            f"init_params are for {sizes.num_tokens} tokens, which are no square grid "
+            "of patches: give the grid."
+        )
+    return side, side
 
 
 def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str, Any]]:

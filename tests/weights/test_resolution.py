@@ -489,9 +489,9 @@ def test_load_pretrained_for_images_that_are_not_square(tiny, tmp_path, assert_s
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     sizes = tiny.sizes_with(num_tokens=35)
     arguments = (tmp_path / "a.npz", tiny.tree(sizes), "interpolate")
-    with pytest.raises(CheckpointError, match=r"no square grid .* give the image_size"):
+    with pytest.raises(CheckpointError, match=r"no square grid .* give the grid"):
         mixer_jax.load_pretrained(*arguments)
-    params = mixer_jax.load_pretrained(*arguments, image_size=(28, 20))
+    params = mixer_jax.load_pretrained(*arguments, grid=(7, 5))
     adapted = adapt(tiny.tree(), sizes.shapes(), (7, 5), "interpolate")
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
@@ -509,9 +509,9 @@ def test_load_pretrained_at_another_size_into_a_fork(tiny, tmp_path, assert_same
 
     init = random_params(gating(), (24, 24))
     arguments = (tmp_path / "a.npz", init, "interpolate")
-    with pytest.raises(CheckpointError, match="init_params without an image_size: no"):
+    with pytest.raises(CheckpointError, match="init_params without a grid: no"):
         mixer_jax.load_pretrained(*arguments)
-    params = mixer_jax.load_pretrained(*arguments, image_size=(24, 24))
+    params = mixer_jax.load_pretrained(*arguments, grid=(6, 6))
     for name in ("spatial_gating", "gating_in"):
         assert_same(params["MixerBlock_0"][name], init["MixerBlock_0"][name])
     assert_same(params["stem"], tiny.tree()["stem"])
