@@ -18,6 +18,10 @@ def get_config() -> ml_collections.ConfigDict:
     # file, without the head. A published folder (imagenet1k, imagenet21k, sam, gsam;
     # downloaded once), or a local one. None or '': start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
+    # If that file is for images or patches of another size: "error"; "interpolate", for
+    # any size; or "block_diagonal" (paper, appendix C), for K times the height and
+    # width: model.tokens_mlp_dim becomes K² times the file's. See docs/checkpoints.md.
+    config.resolution = "error"
 
     # Instead of pretrained_dir, the workdir of a run: start from its parameters, with
     # its head for the classes of the same name. Optimizer and steps begin anew.
@@ -201,17 +205,35 @@ def get_finetune_config(
     Args:
       model_name: such as "Mixer-B_16".
       pretrained_dir: see get_config; None trains from scratch.
-      argument: a dataset (see get_config), which has its usual number of steps; "smoke"
-        or "<dataset>,smoke" for a run of seconds.
+      argument: a dataset (see get_config), which has its usual number of steps; then,
+        after commas, the side of the images in pixels if it is not 224, and "smoke" for
+        a run of seconds. Each may be left out.
     """
-    dataset, smoke = split_argument(argument)
+    argument, smoke = split_argument(argument)
+    dataset, _, last = argument.rpartition(",")
+    size = int(last) if last.isdigit() else None
     config = get_config()
     config.model = get_model(model_name)
     config.pretrained_dir = pretrained_dir
-    config.dataset = dataset or config.dataset
+    config.dataset = (dataset if size else argument) or config.dataset
     config.total_steps = usual_for(config.dataset, FINETUNE_STEPS, 10_000)
     config.warmup_steps = min(500, config.total_steps // 5)
+    if size:
+        set_image_size(config, size)
     return shrink(config) if smoke else config
+
+
+def set_image_size(config: ml_collections.ConfigDict, size: int) -> None:
+    """Fine-tunes a file for images of pp.crop pixels at another size.
+
+    For whole multiples that is the paper's scheme (appendix C).
+    """
+    times, rest = divmod(size, config.pp.crop)
+    config.resolution = "interpolate" if rest else "block_diagonal"
+    if not rest:
+        config.model.tokens_mlp_dim *= times**2
+    config.pp.resize = round(config.pp.resize * size / config.pp.crop)
+    config.pp.crop = size
 
 
 def split_argument(argument: str) -> tuple[str, bool]:

@@ -182,6 +182,31 @@ def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
     )
 
 
+@pytest.mark.parametrize("resolution", ["block_diagonal", "interpolate"])
+def test_a_model_for_another_size_of_images(
+    mixer_jax, run, pictures, tmp_path, resolution
+):
+    """As a file, and on the way."""
+    at_32 = ["--image-size", 32, "--resolution", resolution]
+    path = tmp_path / "a.npz"
+    status, output, _ = mixer_jax("convert", run[0], path, *at_32)
+    assert status == 0
+    units = {"block_diagonal": " --config.model.tokens_mlp_dim=128", "interpolate": ""}
+    assert f"Train from it with --config.pp.crop=32{units[resolution]}.\n" in output
+    printed = mixer_jax("inspect", path)[1]
+    assert "64 tokens (images of 32x32 pixels, patches of 4x4)" in printed
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    args = ["--dataset", "digits", "--split", "test[:100]", "--class-names"]
+    args.append(tmp_path / "names.txt")
+    status, evaluated, _ = mixer_jax("evaluate", run[0], *args, *at_32)
+    assert "transform  resize, to 32 x 32" in evaluated
+    assert (status, evaluated) == mixer_jax("evaluate", path, *args)[:2]
+    args = [f"{pictures}/7_*.png", *args[4:]]
+    status, predicted, _ = mixer_jax("predict", run[0], *args, *at_32)
+    assert (status, predicted) == mixer_jax("predict", path, *args)[:2]
+    assert status == 0
+
+
 def test_checkpoints(mixer_jax, monkeypatch, tmp_path):
     monkeypatch.setenv("MIXER_JAX_CACHE", str(tmp_path))
     path = tmp_path / "gsam" / "Mixer-S_32.npz"
@@ -241,6 +266,14 @@ def test_help(mixer_jax):
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
             "UsageError: --resize is 9, but the model sees 16",
+        ),
+        (
+            "predict {run} {pictures} --image-size 18",
+            "CheckpointError: .*18x18 pixels cannot be cut into patches of 4x4",
+        ),
+        (
+            "convert {run} a.npz --image-size 24 --resolution block_diagonal",
+            "CheckpointError: .*no block_diagonal from 4x4 patches to 6x6",
         ),
         ("export {run} a.pb", r"UsageError: a.pb ends in neither .stablehlo nor .onnx"),
         ("convert {run} folder", r"UsageError: folder ends in neither .npz nor .safet"),

@@ -260,3 +260,16 @@ def test_a_fork_with_another_block_and_a_field(tmp_path):
     for key, array in params.items():
         same = np.array_equal(again[key], array)
         assert same != key.startswith("head/"), key
+
+    # The same at another size of images: its own token mixing is adapted too.
+    larger = fork.folder / "larger"
+    log = fork.train(
+        larger,
+        f"--config.pretrained_dir={fork.folder / 'own'}",
+        "--config.pp.crop=24",
+        "--config.resolution=interpolate",
+        *options,
+    )
+    assert "digits.npz by interpolate from 4x4 patches to 6x6" in log
+    kernel = read(larger / "final.npz")["MixerBlock_0/spatial_gating/Dense_0/kernel"]
+    assert kernel.shape == (36, 36)

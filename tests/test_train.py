@@ -255,6 +255,7 @@ def test_digits_are_learned_as_well_in_bfloat16(tmp_path):
 SMOKE = ["digits", "pretrain_i1k"]
 SLOW_SMOKE = [name for name in CONFIGS if name not in {*SMOKE, "common"}] + [
     "b16:cifar100",
+    "l16:imagenet2012,448",
     "pretrain_i1k:l16",
     "pretrain_i21k:l16",
     "permutation:pixels",
@@ -283,6 +284,18 @@ def test_model_configs_are_their_variants(name):
     assert config.model.hidden_dim == variant.hidden_dim
     assert config.model.tokens_mlp_dim == variant.tokens_mlp_dim
     assert config.model.channels_mlp_dim == variant.channels_mlp_dim
+
+
+def test_a_model_config_at_another_size_of_images():
+    """The paper's L/16 at 448 pixels, in the shapes that block_diagonal makes."""
+    config = load("l16:imagenet2012,448")
+    assert (config.dataset, config.total_steps) == ("imagenet2012", 20_000)
+    assert (config.pp.crop, config.pp.resize) == (448, 512)
+    assert (config.resolution, config.model.tokens_mlp_dim) == ("block_diagonal", 2048)
+    config = load("b16:288")
+    assert (config.dataset, config.pp.crop, config.pp.resize) == ("cifar10", 288, 329)
+    assert (config.resolution, config.model.tokens_mlp_dim) == ("interpolate", 384)
+    assert load("b16:my_photos").resolution == "error"
 
 
 def test_b16_has_the_originals_hyper_parameters():

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Evaluation = str
 else:
     Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
+Resolution = Literal["interpolate", "block_diagonal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,22 @@ class ModelFlags:
     resize: int | None = None
     """Pixels to resize to before a central crop. Default: as in the run, or 256/224 of
     the model's image size."""
+    image_size: int | None = None
+    """Side of the images in pixels. Default: what the model is for. For another size
+    its parameters are adapted."""
+    resolution: Resolution = "interpolate"
+    """How they are adapted: interpolate for any size; block_diagonal for whole
+    multiples, as in the paper."""
 
     def load(self, model: str) -> tuple[LoadedModel, EvalTransform]:
         """Loads a model and the transform of its images."""
-        loaded = load_model(model, gelu=self.gelu, class_names=self.class_names)
+        loaded = load_model(
+            model,
+            gelu=self.gelu,
+            class_names=self.class_names,
+            image_size=self.image_size,
+            resolution=self.resolution,
+        )
         old = loaded.transform
         resize = self.resize or (
             old.resize if loaded.config else round(old.crop * 256 / 224)
@@ -246,23 +259,35 @@ def convert(
     model: Model,
     target: Positional[pathlib.Path],
     gelu: Literal["tanh", "erf"] | None = None,
+    image_size: int | None = None,
+    resolution: Resolution = "interpolate",
 ) -> None:
-    """Writes a model's parameters in another format.
+    """Writes a model's parameters in another format, or for another size of images.
 
     Args:
       target: a file ending in .npz (the published layout) or .safetensors (timm's).
       gelu: the GELU that the parameters were trained with. Default: what the run or
         the safetensors file says; "tanh" for npz files.
+      image_size: side of the images in pixels. Default: what the model is for. For
+        another size its parameters are adapted.
+      resolution: how they are adapted: interpolate for any size; block_diagonal for
+        whole multiples, as in the paper.
     """
     if target.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
-    loaded = load_model(model, gelu=gelu)
+    loaded = load_model(model, gelu=gelu, image_size=image_size, resolution=resolution)
     gelu_of_model = loaded.model.gelu
     if target.suffix == ".npz":
         save_checkpoint(target, loaded.params)
     else:
         save_timm(target, loaded.params, gelu=gelu_of_model)
     print(f"{target}: {target.stat().st_size:,} bytes")
+    if image_size:
+        options = [f"--config.pp.crop={image_size}"]
+        if resolution == "block_diagonal" and hasattr(loaded.model, "tokens_mlp_dim"):
+            units = loaded.model.tokens_mlp_dim
+            options.append(f"--config.model.tokens_mlp_dim={units}")
+        print(f"Train from it with {' '.join(options)}.")
     if target.suffix == ".npz" and gelu_of_model == "erf":
         print("An npz file cannot say that these parameters need the exact GELU.")
         print(

@@ -12,6 +12,7 @@ from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
 from mixer_jax.model import GELUS
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
+from mixer_jax.weights.resolution import RESOLUTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ KEYS = {
         lambda x: x in (None, "") or _is_text(x),
     ),
     "init_from": Values("the workdir of a run", _is_text).or_none(),
+    "resolution": _one_of(*RESOLUTIONS),
     "dataset": TEXT,
     "label_key": TEXT.or_none(),
     "tfds_data_dir": FOLDER,

@@ -21,6 +21,7 @@ from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
 from mixer_jax.run.paths import resolved
+from mixer_jax.run.resolution import adapt_model
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.weights.layout import (
@@ -73,6 +74,8 @@ def load_model(
     *,
     gelu: str | None = None,
     class_names: str | None = None,
+    image_size: int | None = None,
+    resolution: str = "interpolate",
 ) -> LoadedModel:
     """Loads a model with all that is known of its use.
 
@@ -85,6 +88,9 @@ def load_model(
       class_names: "imagenet1k", or a file with one name a line or a JSON list of them,
         to be used instead of the source's. A run has those of its dataset, a published
         file of 1000 classes those of ImageNet-1k, and other files none.
+      image_size: side of the images in pixels, if not what the model is for.
+      resolution: how the parameters are adapted to `image_size`; see
+        `mixer_jax.weights.resolution`.
 
     Returns:
       The model. For a run it is the one that its config.json describes, with the run's
@@ -95,7 +101,8 @@ def load_model(
     Raises:
       OSError: there is no such file, or it cannot be fetched.
       CheckpointError: the parameters are damaged or of another model; the file is not
-        for square images; or there are more or fewer names than classes.
+        for square images; there are more or fewer names than classes; or the parameters
+        cannot be adapted to `image_size`.
     """
     text = os.fspath(name_or_path)
     path = pathlib.Path(text).expanduser()
@@ -113,6 +120,8 @@ def load_model(
             loaded = dataclasses.replace(
                 loaded, model=model, transform=transform, class_names=names
             )
+    if image_size not in (None, loaded.transform.crop):
+        loaded = _at_image_size(loaded, image_size, resolution, without_secrets(text))
     if gelu:
         loaded = dataclasses.replace(loaded, model=loaded.model.clone(gelu=gelu))
     if class_names:
@@ -174,6 +183,22 @@ def open_test_split(
         for line in changes(before, fingerprint(opened, [split])):
             logger.warning("%s has changed since the run: %s", printable(name), line)
     return opened, split
+
+
+def _at_image_size(
+    loaded: LoadedModel, size: int, resolution: str, where: str
+) -> LoadedModel:
+    old = loaded.transform
+    if old.permute:
+        raise CheckpointError(
+            f"{where}: the run permuted the pixels of its images (pp.permute), and for "
+            "another size of images the permutation would be another."
+        )
+    sizes = ((old.crop, old.crop), (size, size))
+    model, params = adapt_model(loaded.model, loaded.params, sizes, resolution, where)
+    resize = round(old.resize * size / old.crop)
+    transform = dataclasses.replace(old, crop=size, resize=resize)
+    return dataclasses.replace(loaded, model=model, params=params, transform=transform)
 
 
 def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedModel:

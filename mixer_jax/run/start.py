@@ -20,6 +20,7 @@ from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import first_process_first
 from mixer_jax.training.step import TrainState
+from mixer_jax.variants import count_patches
 from mixer_jax.weights.layout import (
     check_shapes,
     shapes_of_model,
@@ -111,7 +112,9 @@ def initial_state(
         path = first_process_first(
             find_checkpoint, config.pretrained_dir, config.model.model_name
         )
-        params = load_pretrained(path, state.params)
+        crop = config.pp.crop
+        grid = count_patches((crop, crop), program.model.patches.size)
+        params = load_pretrained(path, state.params, config.resolution, grid)
         logger.info("start    from %s, with a new head", path)
     else:
         return state

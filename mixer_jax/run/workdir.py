@@ -37,7 +37,12 @@ FREE_KEYS = {
 
 # Keys that the config.json of older runs lacks, each with the value that leaves a run
 # as it was. A key that is added to configs/common.py is added here too.
-ADDED_KEYS: dict[str, Any] = {"profile_steps": 0, "init_from": None, "label_key": None}
+ADDED_KEYS: dict[str, Any] = {
+    "profile_steps": 0,
+    "init_from": None,
+    "label_key": None,
+    "resolution": "error",
+}
 
 # In config.json: the paths that are absolute there, as they were typed.
 AS_TYPED = "as_typed"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.weights import layout, names
+from mixer_jax.weights import layout, names, resolution
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,10 @@ def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         size = "{}x{} pixels".format(*found.image_size or ("?", "?"))
         why += (
             " Token mixing fixes the number of tokens, and so the size of the images: "
-            f"initialise the model on images of {size}."
+            f"initialise the model on images of {size}, or have the parameters adapted."
         )
+    if found.num_tokens != wanted.num_tokens or not same_patches:
+        why += resolution.explain(found, wanted)
     return why
 
 

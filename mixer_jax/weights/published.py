@@ -7,6 +7,7 @@ They are fetched once over https, without an account, into a folder of the user:
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ from mixer_jax.files import replace_when_whole
 from mixer_jax.variants import VARIANTS, get_variant
 from mixer_jax.weights import layout, names, npz
 from mixer_jax.weights.layout import CheckpointError, MixerSizes
+from mixer_jax.weights.resolution import RESOLUTIONS, adapt
 
 BUCKET = "gs://mixer_models/"
 BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
@@ -83,7 +85,10 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_pretrained(
-    name_or_path: str | os.PathLike[str], init_params: Mapping[str, Any]
+    name_or_path: str | os.PathLike[str],
+    init_params: Mapping[str, Any],
+    resolution: str = "error",
+    grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Returns new parameters to fine-tune: those of the file, but for the head.
 
@@ -95,6 +100,11 @@ def load_pretrained(
       name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
       init_params: the "params" that the new model's init returns. Of those that are
         taken from the file only shapes are read, so jax.ShapeDtypeStruct will do there.
+      resolution: what to do if the model is for images or patches of another size than
+        the file: "error", or adapt the parameters by "block_diagonal" or "interpolate".
+        See `mixer_jax.weights.resolution`. The file must be for square images.
+      grid: patches (down, across) of the model's images. Default: as many down as
+        across. It is read only if the parameters are adapted.
 
     Returns:
       The tree of `init_params`: numpy arrays from the file, the rest as given.
@@ -103,9 +113,30 @@ def load_pretrained(
       OSError: as `resolve`, where there is no such file or it cannot be fetched.
       CheckpointError: the file is not sound, or does not fit the model; every key at
         fault is named with the shapes found and expected.
+      ValueError: there is no such `resolution`.
     """
+    if resolution not in RESOLUTIONS:
+        raise ValueError(
+            f"resolution is {resolution!r}, expected one of {', '.join(RESOLUTIONS)}."
+        )
     path, params = _read(name_or_path)
+    if resolution != "error":
+        shapes = layout.shapes_of(init_params)
+        new_grid = grid or _square_grid(shapes)
+        params = adapt(params, shapes, new_grid, resolution, where=str(path))
     return npz.merge_pretrained(init_params, params, str(path))
+
+
+def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:
+    """Returns the numbers of patches (down, across) of a model's images."""
+    sizes = layout.infer_sizes(shapes, "init_params without a grid")
+    side = math.isqrt(sizes.num_tokens)
+    if side * side != sizes.num_tokens:
+        raise CheckpointError(
+            f"init_params are for {sizes.num_tokens} tokens, which are no square grid "
+            "of patches: give the grid."
+        )
+    return side, side
 
 
 def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str, Any]]:

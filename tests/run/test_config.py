@@ -44,6 +44,8 @@ def test_every_key_has_a_row_and_every_default_is_allowed():
 
 WRONG = [
     ("pretrained_dir", "None"),
+    ("resolution", "bigger"),
+    ("resolution", None),
     ("dataset", ""),
     ("dataset", None),
     ("tfds_data_dir", "None"),
