@@ -72,11 +72,9 @@ def main(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags as absl does, with one message for what is wrong with a config."""
     try:
-        argv = flags.FLAGS(argv)
-        _CONFIG.value.keys()  # raises an error if the file could not be read
-    except Exception as error:
-        sys.exit(config_file.describe_error(error))
-    return argv
+        return config_file.parse_flags(flags.FLAGS, argv)
+    except trainer.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
 
 
 def _config_name() -> str:

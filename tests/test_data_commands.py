@@ -92,7 +92,10 @@ def test_preview_with_an_argument_and_overrides(tmp_path, mixer_jax):
     ("args", "message"),
     [
         (["digits.py", "--config.base_lrs=1"], "The config has no key 'base_lrs'"),
-        (["digits.py", "--config.batch=many"], "--config.batch=many"),
+        (
+            ["digits.py", "--config.batch=many"],
+            "batch is 'many'; expected a whole number",
+        ),
         (["digits.py", "--config.dataset=/no"], "There is no folder"),
         (["digits.py", "--config.pp.evaluation=x"], "pp.evaluation is 'x'"),
         (["digits.py", "--rows=0"], "--rows is 0"),

@@ -3,13 +3,12 @@
 import difflib
 import logging
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from mixer_jax.run.keys import KEYS
+from mixer_jax.run.keys import KEYS, row_of, values_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +28,16 @@ def check_config(config: Config) -> None:
     values = flatten(config.to_dict())
     problems = [*_missing_or_unknown(config, values)]
     for key, value in values.items():
-        allowed = KEYS.get(_row(key))
+        allowed = values_of(key)
         if allowed and not allowed.include(value):
             problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
     if problems := problems or [*_contradictions(config)]:
         raise ConfigError("\n".join(problems))
 
 
-def _row(key: str) -> str:
-    """Returns the key of KEYS that `key` is one of."""
-    return re.sub(r"^evals\.[^.]+\.", "evals.*.", key)
-
-
 def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
     for key in values:
-        if not key.startswith("model.") and _row(key) not in KEYS:
+        if not key.startswith("model.") and row_of(key) not in KEYS:
             close = difflib.get_close_matches(key, KEYS, 1)
             yield (
                 f"The config has a key {key}, which mixer_jax/run/keys.py does not "
