@@ -87,10 +87,10 @@ def _without_overrides(path: str) -> Config:
 def _check_overrides(config: Config, overrides: Sequence[tuple[str, str]]) -> None:
     """Raises ConfigError if a key is unknown, a group of keys, or a tuple set twice."""
     values = flatten(config.to_dict())
-    empty_groups = set(config) - set(values)
+    groups = set(config) - set(values)
     for key, times in Counter(key for key, _ in overrides).items():
         inside = [x for x in values if x.startswith(f"{key}.")]
-        if inside or key in empty_groups:
+        if inside or key in groups:
             first = inside[0] if inside else ""
             such = f", as in --config.{first}='{values[first]}'" if inside else ""
             raise ConfigError(

@@ -86,7 +86,7 @@ OVERRIDES = {
     "lr=1": "no key 'lr'. Did you mean base_lr or lr_multipliers?",
     "batch_size=8": "no key 'batch_size'. Did you mean batch_eval or batch?",
     "crop=8": "no key 'crop'. Did you mean pp.crop?",
-    "pp.crap=1": "no key 'pp.crap'. Did you mean pp.crop?",
+    "pp.crap=1": "no key 'pp.crap'. Did you mean pp.crop",
     "mode.gelu=erf": "no key 'mode.gelu'. Did you mean model.gelu?",
     "nopp.flip": "no key 'nopp.flip'. Did you mean pp.flip?",
     "pp.crop.x=1": "no key 'pp.crop.x'. Did you mean pp.crop?",
