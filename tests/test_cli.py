@@ -17,7 +17,9 @@ from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.decode import decode
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.run import trainer
-from mixer_jax.weights.npz import read_checkpoint
+from mixer_jax.variants import Patches, Variant
+from mixer_jax.weights import layout
+from mixer_jax.weights.npz import read_checkpoint, save_checkpoint
 from mixer_jax.weights.published import PUBLISHED
 
 
@@ -209,6 +211,24 @@ def test_inspect(mixer_jax, run, monkeypatch, tmp_path):
     assert status == 0
     assert "head        10 classes" in output
     assert re.search(r"^head/bias +10 +10$", output, re.M)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_a_file_for_images_of_other_channels(
+    mixer_jax, pictures, tmp_path, channels, command
+):
+    variant = Variant(Patches((4, 4)), 1, 12, 6, 20)
+    shapes = layout.MixerSizes(variant, 16, 10, channels).shapes()
+    params = {key: np.zeros(shape, "float32") for key, shape in shapes.items()}
+    path = tmp_path / "grey.npz"
+    save_checkpoint(path, layout.unflatten(params))
+    more = {"predict": pictures, "evaluate": "--dataset=digits"}
+    status, _, messages = mixer_jax(command, path, more.get(command, "a.stablehlo"))
+    assert status == 1
+    assert "for images of 16x16 pixels and 3 channels" in messages
+    assert f"stem/kernel: found (4, 4, {channels}, 12), expected (4, 4, 3" in messages
+    assert mixer_jax("convert", path, tmp_path / "same.npz")[0] == 0
 
 
 def test_help(mixer_jax):

@@ -22,7 +22,7 @@ from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import replace_when_whole
 from mixer_jax.run.loading import LoadedModel, load_model
 from mixer_jax.weights.export import export_onnx, export_stablehlo
-from mixer_jax.weights.layout import shapes_of, sizes_of
+from mixer_jax.weights.layout import check_params, shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
@@ -62,6 +62,9 @@ class ModelFlags:
         """Loads a model and the transform of its images."""
         loaded = load_model(model, gelu=self.gelu, class_names=self.class_names)
         old = loaded.transform
+        if loaded.config is None:  # a file may be for images of other channels
+            image_shape = (old.crop, old.crop, 3)
+            check_params(loaded.params, loaded.model, image_shape, model)
         resize = self.resize or (
             old.resize if loaded.config else round(old.crop * 256 / 224)
         )

@@ -180,7 +180,7 @@ BROKEN = {
         lambda path, flat: path.write_bytes(npy_bytes(flat["stem/bias"])),
         "no npz file",
     ),
-    "empty": (lambda path, flat: path.touch(), "is empty"),
+    "empty": (lambda path, flat: path.touch(), "but an empty file"),
     "float16": (write_float16, r"MixerBlock_0/\S+ is float16, expected float32"),
     "NaN": (write_not_finite(np.nan), "MixerBlock_1/token_.* has 1 NaN or inf.* 96"),
     "infinity": (write_not_finite(-np.inf), "has 1 NaN or infinite"),
