@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.run import config_file, trainer
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags as absl does, with one message for what is wrong with a config."""
+    names.print_any_name()
     try:
         return config_file.parse_flags(flags.FLAGS, argv)
     except trainer.ConfigError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mixer_jax.data.dataset import NO_LABEL, Source
 from mixer_jax.data.decode import ImageError
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.files import replace_when_whole
 
@@ -68,7 +69,7 @@ def draw_preview(
     ]
     rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
     figure = Figure((13, 0.9 + 1.95 * rows), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     parts: Any = figure.subfigures(1, 2, width_ratios=(4, 3), wspace=0.04)
     for part, images, columns, heading in (
         (parts[0], augmented, 4, "training: four augmentations of each image"),
@@ -81,7 +82,7 @@ def draw_preview(
         for axes, (labels, image) in zip(grid, images, strict=False):
             axes.imshow(_displayable(image), interpolation="nearest")
             name = ", ".join(class_names[label] for label in labels)
-            axes.set_title(_shortened(name or NO_LABEL, 22), size=9)
+            axes.set_title(_plain(_shortened(name or NO_LABEL, 22)), size=9)
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
@@ -110,7 +111,7 @@ def draw_runs(
     folders = [pathlib.Path(workdir).resolve() for workdir in workdirs]
     same_names = Counter(folder.name for folder in folders)
     runs = {
-        folder.name if same_names[folder.name] == 1 else str(folder): read_metrics(
+        _plain(folder.name if same_names[folder.name] == 1 else folder): read_metrics(
             folder
         )
         for folder in folders
@@ -182,8 +183,9 @@ def plot_confusion_matrix(
     axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(n), class_names, rotation=90)
-    axes.set_yticks(range(n), class_names)
+    names = [_plain(name) for name in class_names]
+    axes.set_xticks(range(n), names, rotation=90)
+    axes.set_yticks(range(n), names)
     axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
     for row, column in zip(*np.nonzero(matrix), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
@@ -245,7 +247,7 @@ def _choose(
         try:
             chosen.append((drawn[i].labels, drawn[i].pixels()))
         except ImageError as error:
-            logger.warning("skipping %s: %s", drawn[i].name, error)
+            logger.warning("skipping %s: %s", printable(drawn[i].name), error)
     return sorted(chosen, key=lambda x: x[0])
 
 
@@ -258,3 +260,8 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _plain(text: object) -> str:
+    """Returns a name that Matplotlib shows as it is: it reads $x$ as mathematics."""
+    return printable(text).replace("$", r"\$")

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
 from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
 from mixer_jax.data.splits import choose_splits
 from mixer_jax.data.walk import find_images
@@ -148,7 +149,11 @@ def evaluate(
     )
     _print_report(report, f"{dataset} {split}", transform)
     if json_file:
-        about = {"model": without_secrets(model), "dataset": dataset, "split": split}
+        about = {
+            "model": printable(without_secrets(model)),
+            "dataset": printable(dataset),
+            "split": split,
+        }
         cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
         about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:

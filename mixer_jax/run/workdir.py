@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mixer_jax.data.names import printable
 from mixer_jax.files import replace_when_whole
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
@@ -49,6 +50,11 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
             f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder."
         )
     path = pathlib.Path(workdir).expanduser().absolute()
+    if printable(path) != str(path):
+        raise ConfigError(
+            f"The workdir is {printable(path)}: its name is not in UTF-8, and Orbax "
+            "writes no checkpoints there. Take another --workdir."
+        )
     path.mkdir(parents=True, exist_ok=True)
     check_shared(path)
     _check_config_is_the_same(config, path)
