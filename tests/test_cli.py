@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import cv2
@@ -15,7 +16,9 @@ from configs import digits
 from mixer_jax import cli
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.decode import decode
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.walk import find_images
 from mixer_jax.run import trainer
 from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout
@@ -156,6 +159,91 @@ def test_unreadable_files_are_named_and_the_rest_go_on(
     status, printed, _ = mixer_jax(*args, "--format", "csv", "--output", tmp_path / "o")
     assert (status, printed) == (1, "")
     assert (tmp_path / "o").read_text().startswith("file,rank,class,name,probability\n")
+
+
+@pytest.fixture(scope="module")
+def odd_pictures(tmp_path_factory):
+    """Two images of a class, one of them broken, with names that are not in UTF-8."""
+    root = os.fsencode(tmp_path_factory.mktemp("odd"))
+    for split in (b"train", b"test"):
+        for name in (b"caf\xe9", b"dog"):
+            folder = os.path.join(root, split, name)
+            os.makedirs(folder)
+            image = cv2.imencode(".png", np.full((9, 9, 3), len(name), np.uint8))[1]
+            for file, content in (b"1\xe9.png", image.tobytes()), (b"x\xe9.png", b"x"):
+                pathlib.Path(os.fsdecode(os.path.join(folder, file))).write_bytes(
+                    content
+                )
+    return pathlib.Path(os.fsdecode(root))
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_names_of_files_that_are_not_in_utf8(
+    mixer_jax, run, odd_pictures, tmp_path, form
+):
+    args = ["predict", run[0], odd_pictures / "test", "--format", form]
+    odd_output = tmp_path / os.fsdecode(b"o\xe9")
+    status, _, messages = mixer_jax(*args, "--output", odd_output)
+    assert status == 1
+    assert r"caf\xe9/x\xe9.png: damaged or not an image" in messages
+    text = odd_output.read_text("utf-8")
+    assert r"test/dog/1\xe9.png" in text.replace(r"\\", "\\")
+    assert mixer_jax(*args)[1] == text
+    if form == "json":  # the name of the file can be had back
+        files = [x["file"] for x in json.loads(text)]
+        assert files == [
+            printable(x) for x in find_images([str(odd_pictures / "test")])
+        ]
+        for file in files:
+            name = re.sub(
+                rb"\\x([89a-f][0-9a-f])",
+                lambda match: bytes.fromhex(match[1].decode()),
+                file.encode(),
+            )
+            assert os.path.exists(name)
+
+
+def test_classes_whose_names_are_not_in_utf8(mixer_jax, loaded, odd_pictures, tmp_path):
+    (tmp_path / "names.json").write_text(
+        r'["caf\\xe9", "dog", "3", "4", "5", "6", "7"]'
+    )
+    model = tmp_path / os.fsdecode(b"a\xe9.npz")
+    save_checkpoint(model, loaded.params)
+    odd = lambda name: tmp_path / os.fsdecode(name)
+    names = ["--class-names", tmp_path / "names.json"]
+    status, output, _ = mixer_jax(
+        *("evaluate", model, "--dataset", odd_pictures, *names),
+        *("--json-file", odd(b"e\xe9.json")),
+        *("--confusion-matrix", odd(b"c\xe9.png")),
+    )
+    assert status == 0
+    assert re.search(r"^caf\\xe9 +\d", output, re.M)
+    about = json.loads(odd(b"e\xe9.json").read_text("utf-8"))
+    assert about["model"].endswith(r"/a\xe9.npz")
+    assert about["classes"][0]["name"] == r"caf\xe9"
+    assert odd(b"c\xe9.png").stat().st_size > 1000
+    assert mixer_jax("export", model, odd(b"x\xe9.stablehlo"), *names)[0] == 0
+    about = json.loads(odd(b"x\xe9.stablehlo.json").read_text("utf-8"))
+    assert about["class_names"][0] == r"caf\xe9"
+
+
+def test_a_console_that_has_ascii_only(run, odd_pictures):
+    """Such as that of LANG=C, or of a program that reads the output."""
+    code = "from mixer_jax import cli; cli.main()"
+    for args in (
+        ["predict", run[0], odd_pictures, "--format", "csv"],
+        ["data", "check", odd_pictures],
+        ["plan", "--help"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *args],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+        )
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (args[-1] != "--help")
+        assert (r"caf\xe9" in done.stdout) == (args[-1] != "--help")
 
 
 def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
