@@ -1,9 +1,11 @@
 """Figures: what the model will see, and how runs went."""
 
+import itertools
 import json
 import logging
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,15 +20,20 @@ from mixer_jax.files import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
-# What the metrics are called in a figure, in the order of its panels.
-METRIC_TITLES = {
+# The panels of a figure of runs, in their order, each with its title. A metric has its
+# own, but those of few-shot probes, such as 5shot, share one.
+PANEL_TITLES = {
     "loss": "loss",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
+    "shot": "few-shot accuracy",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
+    "param_norm": "parameter norm",
     "images_per_sec": "images per second",
 }
+NOT_DRAWN = {"count", "epoch"}
+MARKERS = "osD^vP*X"  # one for each number of shots
 LINE_STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
 
 
@@ -93,7 +100,8 @@ def draw_runs(
     """Draws the metrics of runs by step as a PNG file: a panel a metric.
 
     A color stands for a run, which is named after its folder, and a kind of line for
-    what it was measured on, such as train or test. A run may still be going on.
+    what it was measured on, such as train or test. In the panel of few-shot accuracies
+    a marker stands for the number of shots. A run may still be going on.
 
     Args:
       path: of the file.
@@ -122,42 +130,67 @@ def draw_runs(
             f"{', '.join(map(str, workdirs))}: no metrics yet. Runs write them every "
             "progress_every and eval_every steps."
         )
-    known = list(METRIC_TITLES)
-    metrics = sorted(
-        {metric for _, metric in curves} - {"count"},
+    known = list(PANEL_TITLES)
+    panels = sorted(
+        {_panel(metric) for _, metric in curves if metric not in NOT_DRAWN},
         key=lambda x: (known.index(x) if x in known else len(known), x),
     )
-    splits = sorted(
-        {split for split, _ in curves}, key=lambda x: (x != "train", x != "test", x)
+    shots = sorted(
+        {metric for _, metric in curves if _panel(metric) == "shot"},
+        key=lambda x: int(x.removesuffix("shot")),
     )
-    styles = {x: LINE_STYLES[i % len(LINE_STYLES)] for i, x in enumerate(splits)}
+    markers = dict(zip(shots, itertools.cycle(MARKERS), strict=False))
+    probes = sorted({split for split, metric in curves if metric in markers})
+    splits = sorted(
+        {split for split, _ in curves}.difference(probes),
+        key=lambda x: (x != "train", x != "test", x),
+    )
+    styles = {
+        x: LINE_STYLES[i % len(LINE_STYLES)]
+        for names in (splits, probes)
+        for i, x in enumerate(names)
+    }
     palette: Callable[[int], tuple] = colormaps["tab10" if len(runs) <= 10 else "tab20"]
     colors = {run: palette(i % 20) for i, run in enumerate(runs)}
 
-    columns = min(len(metrics), 3)
-    rows = -(-len(metrics) // columns)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
     figure = Figure((4.6 * columns, 3.3 * rows + 0.7), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(metrics) :]:
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    for axes, metric in zip(panels, metrics, strict=False):
+    for axes, panel in zip(grid, panels, strict=False):
         for run, curves_of_run in runs.items():
-            for split in splits:
-                if points := curves_of_run.get((split, metric)):
+            for (split, metric), points in curves_of_run.items():
+                if _panel(metric) == panel:
                     axes.plot(
                         *zip(*points, strict=True),
                         color=colors[run],
                         linestyle=styles[split],
                         linewidth=1.3,
                         # A single point makes no line.
-                        marker="o" if len(points) == 1 else None,
+                        marker=markers.get(metric, "o" if len(points) == 1 else None),
                         markersize=4,
+                        markevery=-(-len(points) // 20),
                     )
-        axes.set(title=METRIC_TITLES.get(metric, metric), xlabel="step")
+        axes.set(title=PANEL_TITLES.get(panel, panel), xlabel="step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k
         axes.grid(alpha=0.3)
-        if metric.startswith("top"):
+        if panel.startswith("top") or panel == "shot":
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
+        if panel == "shot":
+            keys = [
+                Line2D([], [], color="black", marker=markers[shot], markersize=4)
+                for shot in shots
+            ]
+            names = [shot.replace("shot", "-shot") for shot in shots]
+            if len(probes) > 1:
+                keys += [
+                    Line2D([], [], color="black", linestyle=styles[probe])
+                    for probe in probes
+                ]
+                names += probes
+            axes.legend(keys, names, fontsize="small")
     handles = [Line2D([], [], color=colors[run], label=run) for run in runs]
     handles += [
         Line2D([], [], color="black", linestyle=styles[split], label=split)
@@ -170,6 +203,11 @@ def draw_runs(
     )
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
+
+
+def _panel(metric: str) -> str:
+    """Returns the key of the panel of a metric: all few-shot accuracies share one."""
+    return "shot" if re.fullmatch(r"\d+shot", metric) else metric
 
 
 def plot_confusion_matrix(

@@ -130,8 +130,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
     assert names_by_row(tmp_path / "killed") == names_by_row(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", [6, 8, 11])
-@pytest.mark.parametrize("every", [2, 4, 5])
+@pytest.mark.parametrize(("step", "every"), [(6, 4), (8, 5), (11, 2)])
 def test_a_rows_loss_is_the_mean_since_the_last_row_over_stops_too(
     tmp_path, step, every
 ):
