@@ -348,7 +348,13 @@ def test_help(mixer_jax):
         ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
-            "UsageError: --resize is 9, but the model sees 16",
+            "UsageError: --resize is 9, but the model sees 16 pixels a side: "
+            "resize_then_central_crop needs at least that. Give --resize 16 or more",
+        ),
+        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0; 1 is the"),
+        (
+            "evaluate {run} --split dev",
+            r"DatasetError: .* --config.pp.test=test, or --split test of mixer-jax eva",
         ),
         ("export {run} a.pb", r"UsageError: a.pb ends in neither .stablehlo nor .onnx"),
         ("convert {run} folder", r"UsageError: folder ends in neither .npz nor .safet"),

@@ -66,6 +66,8 @@ class ModelFlags:
         if loaded.config is None:  # a file may be for images of other channels
             image_shape = (old.crop, old.crop, 3)
             check_params(loaded.params, loaded.model, image_shape, model)
+        if self.resize is not None and self.resize < 1:
+            raise UsageError(f"--resize is {self.resize}; 1 is the least.")
         resize = self.resize or (
             old.resize if loaded.config else round(old.crop * 256 / 224)
         )
@@ -74,8 +76,9 @@ class ModelFlags:
         )
         if new.evaluation != "resize" and resize < new.crop:
             raise UsageError(
-                f"--resize is {resize}, but the model sees {new.crop} pixels a side: a "
-                "central crop needs at least that."
+                f"--resize is {resize}, but the model sees {new.crop} pixels a side: "
+                f"{new.evaluation} needs at least that. Give --resize {new.crop} or "
+                "more, or --evaluation resize."
             )
         return loaded, new
 

@@ -61,9 +61,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     crop, patches = config.pp.crop, config.model.get("patches")
     if patches and any(crop % side for side in patches.size):
         height, width = patches.size
+        unit = math.lcm(height, width)
         yield (
             f"pp.crop is {crop}: {crop}x{crop} pixels cannot be cut into patches of "
-            f"{height}x{width} (model.patches.size)."
+            f"{height}x{width} (model.patches.size). Take a multiple of {unit}, such "
+            f"as {max(crop // unit, 1) * unit}."
         )
     crops = {"pp": config.pp}
     crops |= {f"evals.{name}": spec for name, spec in evals(config).items()}

@@ -153,11 +153,13 @@ def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     why = f"The file holds a {found}; the model is a {wanted}."
     same_patches = found.variant.patches == wanted.variant.patches
     if found.num_tokens != wanted.num_tokens and same_patches:
-        size = "{}x{} pixels".format(*found.image_size or ("?", "?"))
+        height, width = found.image_size or ("?", "?")
         why += (
             " Token mixing fixes the number of tokens, and so the size of the images: "
-            f"initialise the model on images of {size}."
+            f"initialise the model on images of {height}x{width} pixels."
         )
+        if height == width:
+            why += f" In a run: --config.pp.crop={height}."
     return why
 
 

@@ -340,9 +340,10 @@ def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
 def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     init = tiny.tree(tiny.sizes_with(num_tokens=36))
-    with pytest.raises(ValueError, match=r"on images of 16x16 pixels") as error:
+    with pytest.raises(ValueError, match=r"In a run: --config.pp.crop=16\.") as error:
         mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     message = str(error.value)
+    assert "on images of 16x16 pixels" in message
     assert "16 tokens (images of 16x16 pixels" in message
     assert "36 tokens (images of 24x24 pixels" in message
     key = "MixerBlock_1/token_mixing/Dense_0/kernel"
