@@ -349,7 +349,7 @@ def test_help(mixer_jax):
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
             "UsageError: --resize is 9, but the model sees 16 pixels a side: "
-            "resize_then_central_crop needs at least that. Give --resize 16 or more",
+            "resize_then_central_crop needs at least that. Give --resize 16, say.",
         ),
         ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0; 1 is the"),
         (

@@ -64,8 +64,8 @@ class ModelFlags:
         loaded = load_model(model, gelu=self.gelu, class_names=self.class_names)
         old = loaded.transform
         if loaded.config is None:  # a file may be for images of other channels
-            image_shape = (old.crop, old.crop, 3)
-            check_params(loaded.params, loaded.model, image_shape, model)
+            where, shape = without_secrets(model), (old.crop, old.crop, 3)
+            check_params(loaded.params, loaded.model, shape, where)
         if self.resize is not None and self.resize < 1:
             raise UsageError(f"--resize is {self.resize}; 1 is the least.")
         resize = self.resize or (
@@ -77,8 +77,7 @@ class ModelFlags:
         if new.evaluation != "resize" and resize < new.crop:
             raise UsageError(
                 f"--resize is {resize}, but the model sees {new.crop} pixels a side: "
-                f"{new.evaluation} needs at least that. Give --resize {new.crop} or "
-                "more, or --evaluation resize."
+                f"{new.evaluation} needs at least that. Give --resize {new.crop}, say."
             )
         return loaded, new
 
@@ -152,11 +151,8 @@ def evaluate(
     )
     _print_report(report, f"{dataset} {split}", transform)
     if json_file:
-        about = {
-            "model": printable(without_secrets(model)),
-            "dataset": printable(dataset),
-            "split": split,
-        }
+        texts = {"model": without_secrets(model), "dataset": dataset, "split": split}
+        about: dict[str, Any] = {key: printable(text) for key, text in texts.items()}
         cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
         about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:
