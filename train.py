@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.run import config_file, trainer
@@ -71,12 +72,11 @@ def main(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags as absl does, with one message for what is wrong with a config."""
+    names.print_any_name()
     try:
-        argv = flags.FLAGS(argv)
-        _CONFIG.value.keys()  # raises an error if the file could not be read
-    except Exception as error:
-        sys.exit(config_file.describe_error(error))
-    return argv
+        return config_file.parse_flags(flags.FLAGS, argv)
+    except trainer.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
 
 
 def _config_name() -> str:

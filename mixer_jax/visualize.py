@@ -1,9 +1,11 @@
 """Figures: what the model will see, and how runs went."""
 
+import itertools
 import json
 import logging
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,21 +14,27 @@ import numpy as np
 
 from mixer_jax.data.dataset import NO_LABEL, Source
 from mixer_jax.data.decode import ImageError
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.files import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
-# What the metrics are called in a figure, in the order of its panels.
-METRIC_TITLES = {
+# The panels of a figure of runs, in their order, each with its title. A metric has its
+# own, but those of few-shot probes, such as 5shot, share one.
+PANEL_TITLES = {
     "loss": "loss",
     "mAP": "mean average precision",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
+    "shot": "few-shot accuracy",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
+    "param_norm": "parameter norm",
     "images_per_sec": "images per second",
 }
+NOT_DRAWN = {"count", "epoch"}
+MARKERS = "osD^vP*X"  # one for each number of shots
 LINE_STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
 
 
@@ -69,7 +77,7 @@ def draw_preview(
     ]
     rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
     figure = Figure((13, 0.9 + 1.95 * rows), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     parts: Any = figure.subfigures(1, 2, width_ratios=(4, 3), wspace=0.04)
     for part, images, columns, heading in (
         (parts[0], augmented, 4, "training: four augmentations of each image"),
@@ -82,7 +90,7 @@ def draw_preview(
         for axes, (labels, image) in zip(grid, images, strict=False):
             axes.imshow(_displayable(image), interpolation="nearest")
             name = ", ".join(class_names[label] for label in labels)
-            axes.set_title(_shortened(name or NO_LABEL, 22), size=9)
+            axes.set_title(_plain(_shortened(name or NO_LABEL, 22)), size=9)
     with replace_when_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
@@ -93,7 +101,8 @@ def draw_runs(
     """Draws the metrics of runs by step as a PNG file: a panel a metric.
 
     A color stands for a run, which is named after its folder, and a kind of line for
-    what it was measured on, such as train or test. A run may still be going on.
+    what it was measured on, such as train or test. In the panel of few-shot accuracies
+    a marker stands for the number of shots. A run may still be going on.
 
     Args:
       path: of the file.
@@ -111,7 +120,7 @@ def draw_runs(
     folders = [pathlib.Path(workdir).resolve() for workdir in workdirs]
     same_names = Counter(folder.name for folder in folders)
     runs = {
-        folder.name if same_names[folder.name] == 1 else str(folder): read_metrics(
+        _plain(folder.name if same_names[folder.name] == 1 else folder): read_metrics(
             folder
         )
         for folder in folders
@@ -122,42 +131,67 @@ def draw_runs(
             f"{', '.join(map(str, workdirs))}: no metrics yet. Runs write them every "
             "progress_every and eval_every steps."
         )
-    known = list(METRIC_TITLES)
-    metrics = sorted(
-        {metric for _, metric in curves} - {"count"},
+    known = list(PANEL_TITLES)
+    panels = sorted(
+        {_panel(metric) for _, metric in curves if metric not in NOT_DRAWN},
         key=lambda x: (known.index(x) if x in known else len(known), x),
     )
-    splits = sorted(
-        {split for split, _ in curves}, key=lambda x: (x != "train", x != "test", x)
+    shots = sorted(
+        {metric for _, metric in curves if _panel(metric) == "shot"},
+        key=lambda x: int(x.removesuffix("shot")),
     )
-    styles = {x: LINE_STYLES[i % len(LINE_STYLES)] for i, x in enumerate(splits)}
+    markers = dict(zip(shots, itertools.cycle(MARKERS), strict=False))
+    probes = sorted({split for split, metric in curves if metric in markers})
+    splits = sorted(
+        {split for split, _ in curves}.difference(probes),
+        key=lambda x: (x != "train", x != "test", x),
+    )
+    styles = {
+        x: LINE_STYLES[i % len(LINE_STYLES)]
+        for names in (splits, probes)
+        for i, x in enumerate(names)
+    }
     palette: Callable[[int], tuple] = colormaps["tab10" if len(runs) <= 10 else "tab20"]
     colors = {run: palette(i % 20) for i, run in enumerate(runs)}
 
-    columns = min(len(metrics), 3)
-    rows = -(-len(metrics) // columns)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
     figure = Figure((4.6 * columns, 3.3 * rows + 0.7), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(metrics) :]:
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    for axes, metric in zip(panels, metrics, strict=False):
+    for axes, panel in zip(grid, panels, strict=False):
         for run, curves_of_run in runs.items():
-            for split in splits:
-                if points := curves_of_run.get((split, metric)):
+            for (split, metric), points in curves_of_run.items():
+                if _panel(metric) == panel:
                     axes.plot(
                         *zip(*points, strict=True),
                         color=colors[run],
                         linestyle=styles[split],
                         linewidth=1.3,
                         # A single point makes no line.
-                        marker="o" if len(points) == 1 else None,
+                        marker=markers.get(metric, "o" if len(points) == 1 else None),
                         markersize=4,
+                        markevery=-(-len(points) // 20),
                     )
-        axes.set(title=METRIC_TITLES.get(metric, metric), xlabel="step")
+        axes.set(title=PANEL_TITLES.get(panel, panel), xlabel="step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k
         axes.grid(alpha=0.3)
-        if metric.startswith("top") or metric == "mAP":
+        if panel.startswith("top") or panel in ("mAP", "shot"):
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
+        if panel == "shot":
+            keys = [
+                Line2D([], [], color="black", marker=markers[shot], markersize=4)
+                for shot in shots
+            ]
+            names = [shot.replace("shot", "-shot") for shot in shots]
+            if len(probes) > 1:
+                keys += [
+                    Line2D([], [], color="black", linestyle=styles[probe])
+                    for probe in probes
+                ]
+                names += probes
+            axes.legend(keys, names, fontsize="small")
     handles = [Line2D([], [], color=colors[run], label=run) for run in runs]
     handles += [
         Line2D([], [], color="black", linestyle=styles[split], label=split)
@@ -172,6 +206,11 @@ def draw_runs(
         figure.savefig(partial, format="png", dpi=130)
 
 
+def _panel(metric: str) -> str:
+    """Returns the key of the panel of a metric: all few-shot accuracies share one."""
+    return "shot" if re.fullmatch(r"\d+shot", metric) else metric
+
+
 def plot_confusion_matrix(
     path: str | os.PathLike[str], matrix: np.ndarray, class_names: Sequence[str]
 ) -> None:
@@ -183,8 +222,9 @@ def plot_confusion_matrix(
     axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(n), class_names, rotation=90)
-    axes.set_yticks(range(n), class_names)
+    names = [_plain(name) for name in class_names]
+    axes.set_xticks(range(n), names, rotation=90)
+    axes.set_yticks(range(n), names)
     axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
     for row, column in zip(*np.nonzero(matrix), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
@@ -246,7 +286,7 @@ def _choose(
         try:
             chosen.append((drawn[i].labels, drawn[i].pixels()))
         except ImageError as error:
-            logger.warning("skipping %s: %s", drawn[i].name, error)
+            logger.warning("skipping %s: %s", printable(drawn[i].name), error)
     return sorted(chosen, key=lambda x: x[0])
 
 
@@ -259,3 +299,8 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _plain(text: object) -> str:
+    """Returns a name that Matplotlib shows as it is: it reads $x$ as mathematics."""
+    return printable(text).replace("$", r"\$")

@@ -27,7 +27,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS(["pytest"])  # Grain reads absl flags
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))  # for train.py and configs, which no wheel holds
+sys.path.insert(0, str(REPOSITORY))  # for train.py, which no wheel holds
 
 
 class Golden:

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import cv2
@@ -15,9 +16,13 @@ from configs import digits
 from mixer_jax import cli
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.decode import decode
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.walk import find_images
 from mixer_jax.run import trainer
-from mixer_jax.weights.npz import read_checkpoint
+from mixer_jax.variants import Patches, Variant
+from mixer_jax.weights import layout
+from mixer_jax.weights.npz import read_checkpoint, save_checkpoint
 from mixer_jax.weights.published import PUBLISHED
 
 
@@ -156,6 +161,91 @@ def test_unreadable_files_are_named_and_the_rest_go_on(
     assert (tmp_path / "o").read_text().startswith("file,rank,class,name,probability\n")
 
 
+@pytest.fixture(scope="module")
+def odd_pictures(tmp_path_factory):
+    """Two images of a class, one of them broken, with names that are not in UTF-8."""
+    root = os.fsencode(tmp_path_factory.mktemp("odd"))
+    for split in (b"train", b"test"):
+        for name in (b"caf\xe9", b"dog"):
+            folder = os.path.join(root, split, name)
+            os.makedirs(folder)
+            image = cv2.imencode(".png", np.full((9, 9, 3), len(name), np.uint8))[1]
+            for file, content in (b"1\xe9.png", image.tobytes()), (b"x\xe9.png", b"x"):
+                pathlib.Path(os.fsdecode(os.path.join(folder, file))).write_bytes(
+                    content
+                )
+    return pathlib.Path(os.fsdecode(root))
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_names_of_files_that_are_not_in_utf8(
+    mixer_jax, run, odd_pictures, tmp_path, form
+):
+    args = ["predict", run[0], odd_pictures / "test", "--format", form]
+    odd_output = tmp_path / os.fsdecode(b"o\xe9")
+    status, _, messages = mixer_jax(*args, "--output", odd_output)
+    assert status == 1
+    assert r"caf\xe9/x\xe9.png: damaged or not an image" in messages
+    text = odd_output.read_text("utf-8")
+    assert r"test/dog/1\xe9.png" in text.replace(r"\\", "\\")
+    assert mixer_jax(*args)[1] == text
+    if form == "json":  # the name of the file can be had back
+        files = [x["file"] for x in json.loads(text)]
+        assert files == [
+            printable(x) for x in find_images([str(odd_pictures / "test")])
+        ]
+        for file in files:
+            name = re.sub(
+                rb"\\x([89a-f][0-9a-f])",
+                lambda match: bytes.fromhex(match[1].decode()),
+                file.encode(),
+            )
+            assert os.path.exists(name)
+
+
+def test_classes_whose_names_are_not_in_utf8(mixer_jax, loaded, odd_pictures, tmp_path):
+    (tmp_path / "names.json").write_text(
+        r'["caf\\xe9", "dog", "3", "4", "5", "6", "7"]'
+    )
+    model = tmp_path / os.fsdecode(b"a\xe9.npz")
+    save_checkpoint(model, loaded.params)
+    odd = lambda name: tmp_path / os.fsdecode(name)
+    names = ["--class-names", tmp_path / "names.json"]
+    status, output, _ = mixer_jax(
+        *("evaluate", model, "--dataset", odd_pictures, *names),
+        *("--json-file", odd(b"e\xe9.json")),
+        *("--confusion-matrix", odd(b"c\xe9.png")),
+    )
+    assert status == 0
+    assert re.search(r"^caf\\xe9 +\d", output, re.M)
+    about = json.loads(odd(b"e\xe9.json").read_text("utf-8"))
+    assert about["model"].endswith(r"/a\xe9.npz")
+    assert about["classes"][0]["name"] == r"caf\xe9"
+    assert odd(b"c\xe9.png").stat().st_size > 1000
+    assert mixer_jax("export", model, odd(b"x\xe9.stablehlo"), *names)[0] == 0
+    about = json.loads(odd(b"x\xe9.stablehlo.json").read_text("utf-8"))
+    assert about["class_names"][0] == r"caf\xe9"
+
+
+def test_a_console_that_has_ascii_only(run, odd_pictures):
+    """Such as that of LANG=C, or of a program that reads the output."""
+    code = "from mixer_jax import cli; cli.main()"
+    for args in (
+        ["predict", run[0], odd_pictures, "--format", "csv"],
+        ["data", "check", odd_pictures],
+        ["plan", "--help"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *args],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+        )
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (args[-1] != "--help")
+        assert (r"caf\xe9" in done.stdout) == (args[-1] != "--help")
+
+
 def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
     workdir, _ = run
     for source, target in (
@@ -236,6 +326,24 @@ def test_inspect(mixer_jax, run, monkeypatch, tmp_path):
     assert re.search(r"^head/bias +10 +10$", output, re.M)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_a_file_for_images_of_other_channels(
+    mixer_jax, pictures, tmp_path, channels, command
+):
+    variant = Variant(Patches((4, 4)), 1, 12, 6, 20)
+    shapes = layout.MixerSizes(variant, 16, 10, channels).shapes()
+    params = {key: np.zeros(shape, "float32") for key, shape in shapes.items()}
+    path = tmp_path / "grey.npz"
+    save_checkpoint(path, layout.unflatten(params))
+    more = {"predict": pictures, "evaluate": "--dataset=digits"}
+    status, _, messages = mixer_jax(command, path, more.get(command, "a.stablehlo"))
+    assert status == 1
+    assert "for images of 16x16 pixels and 3 channels" in messages
+    assert f"stem/kernel: found (4, 4, {channels}, 12), expected (4, 4, 3" in messages
+    assert mixer_jax("convert", path, tmp_path / "same.npz")[0] == 0
+
+
 def test_help(mixer_jax):
     status, output, _ = mixer_jax()
     assert status == 0
@@ -265,7 +373,13 @@ def test_help(mixer_jax):
         ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
-            "UsageError: --resize is 9, but the model sees 16",
+            "UsageError: --resize is 9, but the model sees 16 pixels a side: "
+            "resize_then_central_crop needs at least that. Give --resize 16, say.",
+        ),
+        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0; 1 is the"),
+        (
+            "evaluate {run} --split dev",
+            r"DatasetError: .* --config.pp.test=test, or --split test of mixer-jax eva",
         ),
         (
             "predict {run} {pictures} --image-size 18",

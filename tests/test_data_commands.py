@@ -16,6 +16,7 @@ from mixer_jax.cli import models, runs
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.pipeline import eval_batches
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.walk import find_images
 
 from .examples import write_folder, write_mixed_folder
 
@@ -48,6 +49,25 @@ def test_check_lists_what_is_damaged_and_fails(tmp_path, mixer_jax):
         assert f"  {file}: " in output
     assert "the file is empty" in output
     assert ": a web page" in output
+
+
+def test_a_folder_is_read_alike_by_check_and_by_predict(tmp_path, mixer_jax):
+    root = write_folder(tmp_path / "photos", {"train/a": 2, "train/b": 2})
+    (image, *_) = (root / "train" / "a").iterdir()
+    for name in (
+        "._x.png",
+        ".ipynb_checkpoints/x.png",
+        "__MACOSX/x.png",
+        "@eaDir/x.png",
+    ):
+        path = root / "train" / "b" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image.read_bytes())
+    (root / "train" / "b" / "up").symlink_to("..")
+    status, output = mixer_jax("data", "check", root)
+    assert status == 0
+    assert "All 4 images can be read." in output
+    assert len(find_images([str(root)])) == 4
 
 
 def test_check_of_chosen_splits(tmp_path, mixer_jax):
@@ -92,7 +112,10 @@ def test_preview_with_an_argument_and_overrides(tmp_path, mixer_jax):
     ("args", "message"),
     [
         (["digits.py", "--config.base_lrs=1"], "The config has no key 'base_lrs'"),
-        (["digits.py", "--config.batch=many"], "--config.batch=many"),
+        (
+            ["digits.py", "--config.batch=many"],
+            "batch is 'many'; expected a whole number",
+        ),
         (["digits.py", "--config.dataset=/no"], "There is no folder"),
         (["digits.py", "--config.pp.evaluation=x"], "pp.evaluation is 'x'"),
         (["digits.py", "--rows=0"], "--rows is 0"),

@@ -45,9 +45,9 @@ SMALL = [
 ]
 
 
-def train(*args, cwd=ROOT, code="", **env):
+def train(*args, cwd=ROOT, path="train.py", code="", **env):
     """Runs train.py in a process of its own, on one CPU device."""
-    command = [sys.executable, "-W", "ignore", "train.py", *args]
+    command = [sys.executable, "-W", "ignore", path, *args]
     if code:  # runs before the end of the process
         script = f"import sys; sys.argv = {command[3:]!r}; sys.path.insert(0, '.')"
         script += "\nimport atexit, runpy\n"
@@ -154,7 +154,7 @@ def test_tfds_dataset_without_tensorflow(tmp_path, tfds_dir):
         (["--config.pretrained_dir=/no/where"], "/no/where/digits.npz: no such file"),
         (["--config.pretrained_dir=None"], "from scratch: --config.pretrained_dir=''"),
         (["--config.base_lr=-1"], "base_lr is -1.0; expected a number, at least 0"),
-        (["--config.base_lrs=1"], 'Did you mean "base_lr" instead of "base_lrs"?'),
+        (["--config.base_lrs=1"], "no key 'base_lrs'. Did you mean base_lr?"),
         (["--config.batch=many"], "batch"),
         (["configs/b16.py"], "Not a flag: configs/b16.py"),
     ],

@@ -1,4 +1,5 @@
 import json
+import os
 
 import cv2
 import numpy as np
@@ -76,6 +77,62 @@ def test_runs_are_drawn_with_their_names(tmp_path, monkeypatch):
     titles = ["loss", "top-1 accuracy", "learning rate", "images per second"]
     assert [text for text in texts if text in titles] == titles
     assert "count" not in texts
+
+
+def test_few_shot_accuracies_share_a_panel_in_the_order_of_their_shots(
+    tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, path, **_: figures.append(self) or path.touch(),
+    )
+
+    def draw(probes):
+        workdir = write_run(tmp_path / f"{len(probes)}", end="")
+        with (workdir / "metrics.jsonl").open("a") as file:
+            for step in (20, 40):
+                row = {"step": step, "train/epoch": step / 7, "train/param_norm": 1.0}
+                row |= {
+                    f"{x}/{n}shot": n / step for x in probes for n in (10, 1, 25, 5)
+                }
+                file.write(json.dumps(row) + "\n")
+        draw_runs(tmp_path / "out.png", [workdir])
+        return {axes.get_title(): axes for axes in figures[-1].axes if axes.axison}
+
+    panels = draw(["pets"])
+    assert list(panels) == [
+        *("loss", "top-1 accuracy", "few-shot accuracy", "learning rate"),
+        *("parameter norm", "images per second"),
+    ]
+    axes = panels["few-shot accuracy"]
+    texts = [x.get_text() for x in axes.get_legend().get_texts()]
+    assert texts == ["1-shot", "5-shot", "10-shot", "25-shot"]
+    # Each line has the marker that the legend gives for its values.
+    markers = [x.get_marker() for x in axes.get_legend().legend_handles]
+    drawn = {x.get_marker(): x.get_ydata()[-1] for x in axes.lines}
+    assert [drawn[marker] for marker in markers] == [1 / 40, 5 / 40, 10 / 40, 25 / 40]
+    # Of several probes the kind of line says which.
+    axes = draw(["pets", "cars"])["few-shot accuracy"]
+    texts = [x.get_text() for x in axes.get_legend().get_texts()]
+    assert texts[4:] == ["cars", "pets"]
+    assert {x.get_linestyle() for x in axes.lines} == {"-", "--"}
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Matplotlib reads $x$ as mathematics, and has no letters for raw bytes."""
+    texts = shown_texts(monkeypatch)
+    run = write_run(tmp_path / os.fsdecode(b"caf\xe9 $5 bill$"))
+    draw_runs(tmp_path / "a.png", [run])
+    names = ["$\\frac", r"\$1 and $2", os.fsdecode(b"th\xe9")]
+    plot_confusion_matrix(tmp_path / "b.png", np.eye(3, dtype=int), names)
+    assert (tmp_path / "a.png").exists()
+    assert (tmp_path / "b.png").exists()
+    assert r"caf\xe9 \$5 bill\$" in texts  # \$ is shown as $
+    assert r"th\xe9" in texts
 
 
 def test_runs_without_metrics(tmp_path):

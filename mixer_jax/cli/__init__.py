@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from mixer_jax.cli import models as models
 from mixer_jax.cli import runs as runs
 from mixer_jax.cli.app import UsageError, app
+from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.files import FileError
@@ -23,6 +24,7 @@ from mixer_jax.weights.layout import CheckpointError
 
 def main() -> None:
     """Runs the subcommand that the command line names."""
+    names.print_any_name()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
     # tyro knows only flags that are declared, so overrides become positional.

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
@@ -20,7 +21,7 @@ from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import replace_when_whole
 from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.weights.export import export_onnx, export_stablehlo
-from mixer_jax.weights.layout import shapes_of, sizes_of
+from mixer_jax.weights.layout import check_params, shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
@@ -73,6 +74,11 @@ class ModelFlags:
             resolution=self.resolution,
         )
         old = loaded.transform
+        if loaded.config is None:  # a file may be for images of other channels
+            where, shape = without_secrets(model), (old.crop, old.crop, 3)
+            check_params(loaded.params, loaded.model, shape, where)
+        if self.resize is not None and self.resize < 1:
+            raise UsageError(f"--resize is {self.resize}; 1 is the least.")
         resize = self.resize or (
             old.resize if loaded.config else round(old.crop * 256 / 224)
         )
@@ -81,8 +87,8 @@ class ModelFlags:
         )
         if new.evaluation != "resize" and resize < new.crop:
             raise UsageError(
-                f"--resize is {resize}, but the model sees {new.crop} pixels a side: a "
-                "central crop needs at least that."
+                f"--resize is {resize}, but the model sees {new.crop} pixels a side: "
+                f"{new.evaluation} needs at least that. Give --resize {new.crop}, say."
             )
         return loaded, new
 
@@ -155,8 +161,11 @@ def evaluate(
     )
     _print_report(report, f"{opened.name} {split}", transform)
     if json_file:
-        about = {"model": without_secrets(model), "dataset": opened.name}
-        about["split"] = split
+        about: dict[str, Any] = {
+            "model": printable(without_secrets(model)),
+            "dataset": printable(opened.name),
+            "split": printable(split),
+        }
         cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
         about |= {"transform": cut} | report.as_dict()
         with replace_when_whole(json_file) as partial:

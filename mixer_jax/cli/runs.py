@@ -1,6 +1,5 @@
 """What one does before and after a run: data check, data preview, plan, plot."""
 
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from tyro.conf import Positional
 from mixer_jax.cli.app import UsageError, app, data_app, print_table
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.names import printable
-from mixer_jax.run.config_file import describe_error
+from mixer_jax.run.config import ConfigError, check_config
+from mixer_jax.run.config_file import parse_flags
 
 Config = Annotated[
     Positional[str],
@@ -96,7 +96,6 @@ def preview(
     """
     import jax
 
-    from mixer_jax.run.config import ConfigError, check_config
     from mixer_jax.run.data import open_data
     from mixer_jax.visualize import draw_preview
 
@@ -142,7 +141,6 @@ def plan(
     import jax
 
     from mixer_jax import plan as planning
-    from mixer_jax.run.config import ConfigError
 
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
@@ -198,16 +196,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         raise UsageError(
             f"There is no config {file}. Expected one like configs/b16.py."
         )
-    # Configs import configs.common from the folder that train.py is in: the one above
-    # theirs, or where one is.
-    sys.path[:0] = [str(file.absolute().parent.parent), os.getcwd()]
     argv = ["mixer-jax", f"--config={path}", *(f"--{x}" for x in overrides)]
     values = absl_flags.FlagValues()  # not the program's
     config = config_flags.DEFINE_config_file(
         "config", flag_values=values, sys_argv=argv
     )
     try:
-        values(argv)
-    except Exception as error:
-        raise UsageError(describe_error(error)) from error
+        parse_flags(values, argv)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
     return config.value

@@ -1,7 +1,10 @@
 """Names as people write them: of classes, of splits, and not always in UTF-8."""
 
+import codecs
+import io
 import logging
 import re
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +43,26 @@ def printable(text: object) -> str:
     return (
         str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     )
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Encodes what is left of `printable`, and letters that a console lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = printable(error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+# For streams and files: as in open(path, "w", errors=PRINTABLE).
+PRINTABLE = "mixer_jax.printable"
+codecs.register_error(PRINTABLE, _escape)
+
+
+def print_any_name() -> None:
+    """Lets the console show any name, whatever letters it has: as `printable` does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not that of a notebook
+            stream.reconfigure(errors=PRINTABLE)
 
 
 def listing(names: Sequence[str], count: int = 5) -> str:

@@ -74,7 +74,7 @@ def _no_split(where: str, names: Sequence[str], wanted: str) -> str:
     others = [name for name in names if name != train]
     hint = (
         f"To test on {others[0]!r}: --config.pp.test={others[0]}, or --split "
-        f"{others[0]} of mixer-jax."
+        f"{others[0]} of mixer-jax evaluate."
         if others
         else f"To keep a part for testing: --config.pp.train='{train}[:90%]' "
         f"--config.pp.test='{train}[90%:]'."
@@ -103,7 +103,7 @@ def choose_splits(
         if usual_test == "test" and validation:
             logger.warning(
                 "%s has no split test; %s is taken to test on. pp.test, or --split of "
-                "mixer-jax, names another.",
+                "mixer-jax evaluate, names another.",
                 name,
                 validation,
             )

@@ -16,6 +16,7 @@ import numpy as np
 
 from mixer_jax.data.dataset import Example
 from mixer_jax.data.decode import ImageError
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
 from mixer_jax.training.step import to_model_input
@@ -118,11 +119,14 @@ def predict(
 def format_predictions(predictions: Iterable[Prediction], form: str) -> str:
     """Formats predictions as a text. Those with an error are in JSON only.
 
+    Names of files are as `mixer_jax.data.names.printable` gives them.
+
     Args:
       predictions: see `predict`.
       form: "table", for people; "csv", one line a class with the columns file, rank,
         class, name, probability; or "json", a list of Prediction's fields.
     """
+    predictions = [dataclasses.replace(x, file=printable(x.file)) for x in predictions]
     if form == "json":
         fields = [dataclasses.asdict(x) for x in predictions]
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"

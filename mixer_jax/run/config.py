@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from mixer_jax.run.keys import KEYS, row_of
+from mixer_jax.run.keys import KEYS, row_of, values_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def check_config(config: Config) -> None:
     values = flatten(config.to_dict())
     problems = [*_missing_or_unknown(config, values)]
     for key, value in values.items():
-        allowed = KEYS.get(row_of(key))
+        allowed = values_of(key)
         if allowed and not allowed.include(value):
             problems.append(f"{key} is {value!r}; expected {allowed.expected}.")
     if problems := problems or [*_contradictions(config)]:
@@ -61,9 +61,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     crop, patches = config.pp.crop, config.model.get("patches")
     if patches and any(crop % side for side in patches.size):
         height, width = patches.size
+        unit = math.lcm(height, width)
         yield (
             f"pp.crop is {crop}: {crop}x{crop} pixels cannot be cut into patches of "
-            f"{height}x{width} (model.patches.size)."
+            f"{height}x{width} (model.patches.size). Take a multiple of {unit}, such "
+            f"as {max(crop // unit, 1) * unit}."
         )
     crops = {"pp": config.pp}
     crops |= {f"evals.{name}": spec for name, spec in evals(config).items()}

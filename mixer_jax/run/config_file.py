@@ -1,31 +1,137 @@
-"""Errors of a config file, or of a value that is set on the command line."""
+"""A config from a file and the command line, or one message about what is wrong."""
 
+import ast
+import difflib
 import pathlib
+import re
+import sys
 import traceback
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import absl
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mixer_jax.run.config import Config, ConfigError, flatten
+from mixer_jax.run.keys import values_of
+
+CHECKOUT = pathlib.Path(__file__).parents[2]  # or site-packages, of a wheel
 
 _LIBRARIES = [pathlib.Path(x.__path__[0]) for x in (absl, ml_collections)]
+_LIBRARIES.append(pathlib.Path(ast.__file__))  # they read tuples with it
 
 
-def describe_error(error: Exception) -> str:
-    """Returns one message for an error that absl's flags raised with a config.
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses a command line with --config, the file, and --config.KEY=VALUE.
 
-    For an error in a config file it gives the file, the line and the error, and the
-    lines of the functions that the file called. For the command line it gives the flag
-    or key that is wrong.
+    The file may import `configs` of this project, and modules from its own folder and
+    from the one above that, wherever the program is started.
+
+    Args:
+      values: the flags, among them "config" of DEFINE_config_file.
+      argv: the command line, from the name of the program on.
+
+    Returns:
+      The arguments that are no flags.
+
+    Raises:
+      ConfigError: the file cannot be read or raises an error, it has no such key, or a
+        value cannot be read. The message has the file with its line, or the key.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if lines := _lines_of_config(cause):
-            return f"{' -> '.join(lines)}: {type(cause).__name__}: {_reason(cause)}"
-        # absl and ml_collections wrap the error of the file in another one.
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, OSError):
-        return f"The config cannot be read: {str(error).splitlines()[-1].strip()}"
-    reason = _reason(error)
-    return f"The config has no key {reason}" if reason.startswith("'") else reason
+    path = _path_of_config(argv)
+    folder = pathlib.Path(path.partition(":")[0]).absolute().parent
+    # At the end, so that no file beside a config takes the place of a library.
+    sys.path += [str(x) for x in (CHECKOUT, folder, folder.parent)]
+    # The key and the text of each override.
+    found = (re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", x, re.DOTALL) for x in argv)
+    overrides = [(match[1], match[2]) for match in found if match]
+    try:
+        rest = values(argv)
+        config: Any = values["config"].value
+        config.keys()  # raises an error if the file could not be read
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if lines := _lines_of_config(cause):
+                where, kind = " -> ".join(lines), type(cause).__name__
+                raise ConfigError(f"{where}: {kind}: {_reason(cause)}") from error
+            # absl and ml_collections wrap the error of the file in another one.
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, OSError):
+            reason = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"The config cannot be read: {reason}") from error
+        if path and overrides:
+            _check_overrides(_without_overrides(path), overrides)
+        raise ConfigError(_wrong_value(str(error), dict(overrides))) from error
+    _check_overrides(config, overrides)
+    return rest
+
+
+def _path_of_config(argv: Sequence[str]) -> str:
+    for i, arg in enumerate(argv):
+        if match := re.match(r"--?config(=|$)", arg):
+            return arg[match.end() :] or "".join(argv[i + 1 : i + 2])
+    return ""
+
+
+def _without_overrides(path: str) -> Config:
+    values, argv = flags.FlagValues(), ["", f"--config={path}"]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values["config"].value
+
+
+def _check_overrides(config: Config, overrides: Sequence[tuple[str, str]]) -> None:
+    """Raises ConfigError if a key is unknown, a group of keys, or a tuple set twice."""
+    values = flatten(config.to_dict())
+    groups = set(config) - set(values)
+    for key, times in Counter(key for key, _ in overrides).items():
+        inside = [x for x in values if x.startswith(f"{key}.")]
+        if inside or key in groups:
+            first = inside[0] if inside else ""
+            such = f", as in --config.{first}='{values[first]}'" if inside else ""
+            raise ConfigError(
+                f"{key} is a group of keys and has no value of its own. Set the keys "
+                f"in it one by one{such}."
+            )
+        if key not in values:
+            close = _closest(key, values)
+            hint = f"Did you mean {' or '.join(close)}? " if close else ""
+            raise ConfigError(
+                f"The config has no key {key!r}. {hint}configs/common.py lists "
+                "all keys."
+            )
+        if times > 1 and isinstance(values[key], tuple):
+            texts = " and ".join(text for name, text in overrides if name == key)
+            raise ConfigError(
+                f"--config.{key} is given {times} times: {texts}. Give it once, with "
+                "all of its values in brackets."
+            )
+
+
+def _closest(key: str, keys: Collection[str]) -> list[str]:
+    """Returns the keys that may be meant: of the same last name, or spelled alike."""
+    last = key.rpartition(".")[2]
+    by_last = {x.rpartition(".")[2]: x for x in keys}
+    if last in by_last:
+        return [by_last[last]]
+    near = difflib.get_close_matches(key, keys, 2)
+    near += [by_last[x] for x in difflib.get_close_matches(last, by_last, 2)]
+    near = near or [by_last[x] for x in by_last if last in x.split("_")]  # lr: base_lr
+    return list(dict.fromkeys(near))[:2]
+
+
+def _wrong_value(message: str, overrides: dict[str, str]) -> str:
+    """Returns the message of absl's flags, or what is expected of a key."""
+    match = re.match(r"flag --config\.([\w.]+)=", message)
+    allowed = values_of(match[1]) if match else None
+    if match and allowed:
+        key = match[1]
+        return f"{key} is {overrides[key]!r}; expected {allowed.expected}."
+    return message
 
 
 def _reason(error: BaseException) -> str:

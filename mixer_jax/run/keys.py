@@ -32,6 +32,11 @@ class Values:
         expected = f"{self.expected}, or None (in a flag: '')"
         return Values(expected, lambda x: x in (None, "") or self.include(x))
 
+    def or_default(self) -> "Values":
+        """Returns these values, and None, which no flag can give."""
+        expected = f"{self.expected}, or no flag at all for what suits the device"
+        return Values(expected, lambda x: x is None or self.include(x))
+
 
 def _is_whole(x: Any, low: float = -math.inf) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= low
@@ -43,7 +48,8 @@ def _is_number(x: Any, low: float = -math.inf) -> bool:
 
 
 def _is_text(x: Any) -> bool:
-    return isinstance(x, str) and x not in ("", "None")  # None, as a flag has it
+    # A flag gives None as a text. Nobody means a folder or dataset of that name.
+    return isinstance(x, str) and x.strip().lower() not in ("", "none", "null")
 
 
 def _is_pair(x: Any) -> bool:
@@ -113,7 +119,8 @@ KEYS = {
     "pp.flip": BOOL,
     "pp.transfer": _one_of(*TRANSFERS),
     "pp.randaugment": Values(
-        "(layers, magnitude), a whole number and a number, both at least 0",
+        "(layers, magnitude), a whole number and a number, both at least 0, such as "
+        "(2, 15)",
         lambda x: _is_pair(x) and _is_whole(x[0], 0) and _is_number(x[1], 0),
     ),
     "pp.permute": _one_of(*PERMUTATIONS).or_none(),
@@ -133,7 +140,9 @@ KEYS = {
     "head_bias_init": Values("a number", _is_number),
     "optimizer": _one_of(*OPTIMIZERS),
     "optim_dtype": _one_of("float32", "bfloat16"),
-    "grad_norm_clip": _number(0).or_none(),
+    "grad_norm_clip": Values(
+        "a number, at least 0; 0 for no limit", lambda x: x is None or _is_number(x, 0)
+    ),
     "weight_decay": _number(0),
     "base_lr": _number(0),
     "warmup_steps": _whole(0),
@@ -179,11 +188,16 @@ KEYS = {
     "model.channels_mlp_dim": _whole(1),
     "model.stoch_depth": PROBABILITY,
     "model.dropout_rate": PROBABILITY,
-    "model.dtype": _one_of(None, "float32", "bfloat16"),
-    "model.remat": _one_of(None, *REMAT_POLICIES),
+    "model.dtype": _one_of("float32", "bfloat16").or_default(),
+    "model.remat": _one_of(*REMAT_POLICIES).or_default(),
     "model.scan_blocks": BOOL,
     "model.gelu": _one_of(*GELUS),
 }
+
+
+def values_of(key: str) -> Values | None:
+    """Returns the values of a key such as evals.pets.shots, None if it has no row."""
+    return KEYS.get(row_of(key))
 
 
 def row_of(key: str) -> str:

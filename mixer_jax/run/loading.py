@@ -24,6 +24,7 @@ from mixer_jax.run.paths import resolved
 from mixer_jax.run.resolution import adapt_model
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
+from mixer_jax.weights.class_names import read_class_names
 from mixer_jax.weights.layout import (
     CheckpointError,
     check_params,
@@ -239,7 +240,12 @@ def read_run(workdir: pathlib.Path) -> Run:
         raise CheckpointError(f"There is no folder {printable(workdir)}.")
     for name in ("config.json", "class_names.json"):
         if not (workdir / name).exists():
-            files = [x.name for x in workdir.iterdir() if x.suffix in (".npz", ".json")]
+            files = [
+                x.name
+                for x in workdir.iterdir()
+                if x.suffix in (".npz", ".json", ".safetensors")
+                or (x / "config.json").exists()
+            ]
             raise CheckpointError(
                 f"{workdir} is a folder without a {name}, and so not the workdir of a "
                 "run. Name a workdir or a file. In it: "
@@ -302,10 +308,7 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
 def _read_names(class_names: str) -> list[str]:
     if class_names == "imagenet1k":
         return imagenet_names()
-    path = pathlib.Path(class_names).expanduser()
-    if path.suffix == ".json":
-        return _read_json(path)
-    return path.read_text("utf-8").splitlines()
+    return read_class_names(pathlib.Path(class_names).expanduser())
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -109,7 +109,7 @@ def train_and_evaluate(
             if due and step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
-                    checkpoints.save(step, state)
+                    checkpoints.save(step, state, reporter.unreported())
             if (
                 stopping and not is_last
             ):  # what stops the run may not wait for evaluators

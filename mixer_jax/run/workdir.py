@@ -65,6 +65,11 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
             f"The workdir is {os.fspath(workdir)}, a URL. It must be a folder."
         )
     path = pathlib.Path(workdir).expanduser().absolute()
+    if printable(path) != str(path):
+        raise ConfigError(
+            f"The workdir is {printable(path)}: its name is not in UTF-8, and Orbax "
+            "writes no checkpoints there. Take another --workdir."
+        )
     path.mkdir(parents=True, exist_ok=True)
     check_shared(path)
     differences = _differences(config, path)

@@ -7,6 +7,7 @@ the state's step.
 
 import logging
 import pathlib
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -82,10 +83,30 @@ class Checkpoints:
         step = self._manager.latest_step()
         return None if step is None else int(step)  # an int32 from another process
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts saving; `state` may be donated as soon as this returns."""
+    def save(
+        self, step: int, state: TrainState, numbers: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts saving; `state` may be donated as soon as this returns.
+
+        Args:
+          step: number of updates done.
+          state: after them.
+          numbers: to keep with the checkpoint, for `latest_numbers`.
+        """
         if step != self.latest_step():
-            self._manager.save(step, args=ocp.args.PyTreeSave(state), force=True)
+            self._manager.save(
+                step,
+                args=ocp.args.PyTreeSave(state),
+                custom_metadata=dict(numbers or {}),
+                force=True,
+            )
+
+    def latest_numbers(self) -> dict[str, float]:
+        """Returns what was given to the newest save; {} if that is of an older run."""
+        step = self.latest_step()
+        if step is None:
+            return {}
+        return dict(self._manager.metadata(step).custom_metadata or {})
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, on the devices and with the shardings of `like`.

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import jax
 from tqdm import tqdm
 
+# Importing it defines what errors=PRINTABLE does.
+from mixer_jax.data import names as names
+from mixer_jax.data.names import PRINTABLE
 from mixer_jax.training.processes import RunStopped
 
 PROGRESS = logging.DEBUG  # lines that a progress bar makes superfluous
@@ -24,8 +27,10 @@ class _ConsoleHandler(logging.Handler):
         prefix = (
             f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         )
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        text = (prefix + self.format(record)).encode(encoding, PRINTABLE)
         try:
-            tqdm.write(prefix + self.format(record), file=sys.stdout)
+            tqdm.write(text.decode(encoding), file=sys.stdout)
             sys.stdout.flush()
         except OSError:  # such as a closed pipe to `head`: the run continues
             with contextlib.suppress(OSError):  # it is no real file, as in a notebook
@@ -56,7 +61,9 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
     console.setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
     handlers: list[logging.Handler] = [console]
     if is_main:
-        file = logging.FileHandler(workdir / "train.log", encoding="utf-8")
+        file = logging.FileHandler(
+            workdir / "train.log", encoding="utf-8", errors=PRINTABLE
+        )
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     else:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform, scale
 from mixer_jax.files import replace_when_whole
 from mixer_jax.model import MlpMixer
@@ -162,7 +163,9 @@ def _prepare(
             "steps": f"{transform.steps}; round to uint8. "
             "Scaling to [-1, 1] is in the model.",
         },
-        "class_names": list(class_names) if class_names and is_logits else None,
+        "class_names": (
+            [printable(x) for x in class_names] if class_names and is_logits else None
+        ),
         "jax_version": jax.__version__,
     }
 

@@ -21,13 +21,19 @@ from mixer_jax.weights import names
 
 Shapes = dict[str, tuple[int, ...]]
 
+_STATE_DICT = (
+    "a PyTorch state dict; save it with safetensors.numpy.save_file, in a file that "
+    "ends in .safetensors"
+)
 # How the keys of other programs' files begin, for an error that says what a file is.
 _OTHER_FILES = {
     "Transformer/": "a Vision Transformer",
     "params/": "a whole state: take the tree below 'params'",
-    "stem.": "a PyTorch state dict: see mixer_jax.weights.timm",
-    "blocks.": "a PyTorch state dict: see mixer_jax.weights.timm",
-    "archive/": "a PyTorch pickle: save it as safetensors, see mixer_jax.weights.timm",
+    "root_block/": "a ResNet or a hybrid of one",
+    "cls_token": "a Vision Transformer of PyTorch",
+    "layer1.": "a ResNet of PyTorch",
+    "stem.": _STATE_DICT,
+    "blocks.": _STATE_DICT,
     "arr_0": "unnamed arrays",
 }
 
@@ -184,8 +190,8 @@ def check_params(
       image_shape: (height, width, channels) of its images.
       where: how the message of an error begins: what the parameters are from.
     """
-    size = "{}x{}".format(*image_shape)
-    message = f"{where}: not the parameters of this model for images of {size} pixels"
+    size = "{}x{} pixels and {} channels".format(*image_shape)
+    message = f"{where}: not the parameters of this model for images of {size}"
     try:
         expected = shapes_of_model(model, image_shape)
     except ValueError as error:  # the model says what is wrong with the images
@@ -209,15 +215,25 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
         raise CheckpointError("\n".join([where, *lines]))
 
 
-def no_mixer(keys: Iterable[str], where: str) -> CheckpointError:
-    """Returns the error which says that `keys` are no Mixer's, and what they are."""
+def no_mixer(
+    keys: Iterable[str],
+    where: str,
+    usual: str = "MixerBlock_0/LayerNorm_0/scale",
+) -> CheckpointError:
+    """Returns the error which says that `keys` are no Mixer's, and what they are.
+
+    Args:
+      keys: all keys of a file.
+      where: how the message begins: the file.
+      usual: a key that every Mixer has in such a file.
+    """
     keys = list(keys)
     found = ", ".join(keys[:6]) or "no keys at all"
     more = ", ..." if len(keys) > 6 else ""
     what = looks_like(keys)
     hint = f": this looks like {what}" if what else ""
     return CheckpointError(
-        f"{where}: no Mixer, which has keys such as 'MixerBlock_0/LayerNorm_0/scale'. "
+        f"{where}: no Mixer, which has keys such as {usual!r}. "
         f"Found {found}{more}{hint}."
     )
 
@@ -226,7 +242,8 @@ def looks_like(keys: Iterable[str]) -> str | None:
     """Says which other program's file has such keys; None if that is not known."""
     keys = list(keys)
     for start, what in _OTHER_FILES.items():
-        if any(key.startswith(start) for key in keys):
+        # PyTorch's wrappers put words with a dot before a name.
+        if any(f".{start}" in f".{key}" for key in keys):
             return what
     return None
 

@@ -1,9 +1,11 @@
 """Parameters as npz files: both published layouts are read, the newer is written."""
 
+import json
 import logging
 import os
 import pathlib
 import re
+import shlex
 import zipfile
 import zlib
 from collections import Counter
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.weights import layout, names, resolution
+from mixer_jax.weights import contents, layout, names, resolution
 
 logger = logging.getLogger(__name__)
 
@@ -151,11 +153,14 @@ def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     why = f"The file holds a {found}; the model is a {wanted}."
     same_patches = found.variant.patches == wanted.variant.patches
     if found.num_tokens != wanted.num_tokens and same_patches:
-        size = "{}x{} pixels".format(*found.image_size or ("?", "?"))
+        height, width = found.image_size or ("?", "?")
         why += (
             " Token mixing fixes the number of tokens, and so the size of the images: "
-            f"initialise the model on images of {size}, or have the parameters adapted."
+            f"initialise the model on images of {height}x{width} pixels, or have the "
+            "parameters adapted."
         )
+        if height == width:
+            why += f" In a run: --config.pp.crop={height}."
     if found.num_tokens != wanted.num_tokens or not same_patches:
         why += resolution.explain(found, wanted)
     return why
@@ -197,10 +202,33 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                     "and another copy is needed, or it holds pickled objects, which "
                     "are refused since loading them could run any code."
                 ) from e
+            if array.dtype != np.float32:
+                raise layout.CheckpointError(
+                    f"{path}: {name} is {_dtype(array)}, expected float32. If that is "
+                    "meant, convert all of them:\n  " + _conversion(path)
+                )
             check_values(array, f"{path}: {name}")
             if key != name and "_mixing/" in key:
                 array = _squeeze(array, rank=2 if key.endswith("kernel") else 1)
             yield key, array
+
+
+def _dtype(array: np.ndarray) -> str:
+    # An npz file has no name for bfloat16, and keeps two bytes of any kind.
+    return "bfloat16, most likely" if array.dtype == "V2" else str(array.dtype)
+
+
+def _conversion(path: pathlib.Path) -> str:
+    """Returns a command that writes the arrays of an npz file in float32."""
+    source, target = map(
+        json.dumps, (str(path), str(path.with_name(f"{path.stem}-float32.npz")))
+    )
+    code = (
+        f"import ml_dtypes, numpy as np; f = np.load({source}); np.savez({target}, "
+        '**{k: (f[k].view(ml_dtypes.bfloat16) if f[k].dtype == "V2" else f[k])'
+        '.astype("float32") for k in f})'
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _open(path: pathlib.Path) -> Any:
@@ -213,23 +241,26 @@ def _open(path: pathlib.Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
     with path.open("rb") as file:
-        start = file.read(2)
+        start = file.read(8)
+    problem = "it ends before its table of contents"
     try:
         if zipfile.is_zipfile(path):
-            return np.load(path, allow_pickle=False)
-        problem = "it ends before its table of contents"
+            archive = np.load(path, allow_pickle=False)
+            members = archive.zip.namelist()
+            if not members or any(name.endswith(".npy") for name in members):
+                return archive
+            archive.close()
     except (ValueError, zipfile.BadZipFile) as e:
         problem = str(e)
-    if not start:
-        raise layout.CheckpointError(f"{path} is empty. Fetch or copy the file again.")
-    if start == b"PK":
+    if kind := contents.kind_of_file(path):
+        raise layout.CheckpointError(f"{path} is no npz file but {kind}")
+    if start.startswith(b"PK"):
         raise layout.CheckpointError(
             f"{path} of {path.stat().st_size:,} bytes is cut off or damaged: "
             f"{problem}. Fetch or copy the file again."
         )
     raise layout.CheckpointError(
-        f"{path} is no npz file (a zip archive of arrays): it begins with {start!r}. "
-        "For safetensors there is mixer_jax.weights.timm; pickles are never read."
+        f"{path} is no npz file (a zip archive of arrays): it begins with {start!r}."
     )
 
 

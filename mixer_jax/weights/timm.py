@@ -6,11 +6,13 @@ So run parameters from timm with `MlpMixer(..., gelu=timm_gelu(path))`, and expe
 to return slightly other logits for parameters that were trained with "tanh".
 """
 
+import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from safetensors.numpy import save_file
 
 from mixer_jax.files import replace_when_whole
 from mixer_jax.model import GELUS
-from mixer_jax.weights import layout, names, npz
+from mixer_jax.weights import contents, layout, names, npz
 
 logger = logging.getLogger(__name__)
 
@@ -47,27 +49,30 @@ def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     params = {}
     with _open(path) as file:
-        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        blocks = [re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in dtypes]
+        found = _without_wrappers(str(path), file.keys())
+        blocks = [re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in found]
         num_blocks = 1 + max((int(x[1]) for x in blocks if x), default=0)
-        with_head = any(name.startswith("head.") for name in dtypes)
+        with_head = any(name.startswith("head.") for name in found)
         keys = {
             names.timm_name(key): key
             for key in names.published_keys(num_blocks, with_head)
         }
-        wrong = [f"{x}: missing" for x in sorted(keys.keys() - dtypes.keys())]
-        wrong += [f"{x}: unknown" for x in sorted(dtypes.keys() - keys.keys())]
-        wrong += [
-            f"{x}: {dtype}, expected F32; convert it if that is meant"
-            for x, dtype in dtypes.items()
-            if dtype != "F32"
-        ]
+        if not any(".mlp_tokens." in name for name in found):
+            raise layout.no_mixer(found, str(path), "blocks.0.mlp_tokens.fc1.weight")
+        wrong = [f"{x}: missing" for x in sorted(keys.keys() - found.keys())]
+        wrong += [f"{x}: unknown" for x in sorted(found.keys() - keys.keys())]
         if wrong:
             raise layout.CheckpointError(
-                "\n  ".join([f"{path} is not a timm Mixer in float32:", *wrong])
+                "\n  ".join([f"{path} is not a timm Mixer:", *wrong])
             )
         for name, key in keys.items():
-            array = file.get_tensor(name)
+            dtype = file.get_slice(found[name]).get_dtype()
+            if dtype != "F32":
+                raise layout.CheckpointError(
+                    f"{path}: {name} is {dtype}, expected F32 (float32). If that is "
+                    "meant, convert all of them:\n  " + _conversion(pathlib.Path(path))
+                )
+            array = file.get_tensor(found[name])
             npz.check_values(array, f"{path}: {name}")
             theirs, ours = _AXES.get(array.ndim, _SAME_AXES)
             array = rearrange(array, f"{theirs} -> {ours}")
@@ -152,7 +157,44 @@ def _open(path: str | os.PathLike[str]) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
+        kind = contents.kind_of_file(pathlib.Path(path))
+        if kind is None or kind.startswith("a safetensors"):
+            kind = f"cut off or damaged ({error}). Fetch or copy it again."
         raise layout.CheckpointError(
-            f"{path} is no whole safetensors file ({error}). Fetch or copy it again; "
-            "npz files are read by mixer_jax.load_checkpoint, pickles never."
+            f"{path} is no whole safetensors file but {kind}"
         ) from error
+
+
+def _without_wrappers(path: str, keys: Collection[str]) -> dict[str, str]:
+    """Maps names without those of PyTorch's wrappers to the names in a file.
+
+    DataParallel puts "module." before all names, torch.compile "_orig_mod." before
+    those of what it compiled, and a training program often the name of a field.
+    """
+    found = {re.sub(r"\b(module|_orig_mod)\.", "", key): key for key in keys}
+    first = {name.partition(".")[0] for name in found}
+    if len(first) == 1 and all("." in name for name in found):
+        found = {name.partition(".")[2]: key for name, key in found.items()}
+    if len(found) < len(keys):  # two names would be one
+        return {key: key for key in keys}
+    if wrapped := [key for name, key in found.items() if name != key]:
+        logger.warning(
+            "%s: left out what PyTorch's wrappers put into %d of %d names, as in %s",
+            path,
+            len(wrapped),
+            len(keys),
+            wrapped[0],
+        )
+    return found
+
+
+def _conversion(path: pathlib.Path) -> str:
+    """Returns a command that writes the arrays of a safetensors file in float32."""
+    source, target = map(
+        json.dumps, (str(path), str(path.with_name(f"{path.stem}-float32.safetensors")))
+    )
+    code = (
+        'import ml_dtypes, safetensors.numpy as s; s.save_file({k: v.astype("float32") '
+        f"for k, v in s.load_file({source}).items()}}, {target})"
+    )
+    return f"python -c {shlex.quote(code)}"

@@ -179,7 +179,10 @@ def test_all_wrong_values_are_named_at_once(refuse):
     ("overrides", "message"),
     [
         ({"pp.crop": 9}, "pp.crop is 9: 9x9 pixels cannot be cut into patches of 4x4"),
+        ({"pp.crop": 9}, "(model.patches.size). Take a multiple of 4, such as 8."),
+        ({"pp.crop": 3}, "Take a multiple of 4, such as 4."),
         ({"model.patches.size": (8, 3)}, "cut into patches of 8x3"),
+        ({"model.patches.size": (8, 3)}, "Take a multiple of 24, such as 24."),
         (
             {"pp.evaluation": "resize_then_central_crop", "pp.resize": 4},
             "pp.resize is 4; resize_then_central_crop cuts 8 pixels",

@@ -127,6 +127,60 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
     assert names_by_row(tmp_path / "killed") == names_by_row(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("step", "every"), [(6, 4), (8, 5), (11, 2)])
+def test_a_rows_loss_is_the_mean_since_the_last_row_over_stops_too(
+    tmp_path, step, every
+):
+    config = tiny_config()
+    trainer.train_and_evaluate(config, tmp_path / "each")
+    losses = [row["train/loss"] for row in rows(tmp_path / "each") if len(row) > 5]
+    assert len(losses) == 12
+    rare = tiny_config(progress_every=every)
+    with killed_at(step):
+        trainer.train_and_evaluate(rare, tmp_path / "killed")
+    trainer.train_and_evaluate(rare, tmp_path / "killed")
+    found = {
+        row["step"]: row["train/loss"]
+        for row in rows(tmp_path / "killed")
+        if "train/loss" in row
+    }
+    assert found == {
+        stop: sum(losses[stop - every : stop]) / every
+        for stop in range(every, 13, every)
+    }
+
+
+def test_a_run_that_was_stopped_writes_the_rows_of_one_that_was_not(tmp_path):
+    """Also from checkpoints of older runs, which keep no sums; then from there on."""
+    config = tiny_config(progress_every=5, checkpoint_every=4)
+    trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(9):
+        trainer.train_and_evaluate(config, tmp_path / "older")
+    path = tmp_path / "older" / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    assert metadata["custom_metadata"]["steps"] == 3  # 6 to 8
+    path.write_text(json.dumps(metadata | {"custom_metadata": {}}))
+    trainer.train_and_evaluate(config, tmp_path / "older")
+    losses = {}
+    for name in ("whole", "older"):
+        losses[name] = {
+            row["step"]: row["train/loss"]
+            for row in rows(tmp_path / name)
+            if "train/loss" in row
+        }
+    assert losses["older"].keys() == losses["whole"].keys() == {5, 10}
+    assert losses["older"][5] == losses["whole"][5]
+    assert losses["older"][10] != losses["whole"][10]  # of the steps 9 and 10
+
+
+def test_a_loss_that_is_not_finite_between_two_rows_stops_the_run(tmp_path):
+    config = tiny_config(
+        progress_every=100, base_lr=1e38, grad_norm_clip=0.0, warmup_steps=0
+    )
+    with pytest.raises(trainer.NonFiniteError, match=r"Step [2-9]: loss (nan|inf)"):
+        trainer.train_and_evaluate(config, tmp_path)
+
+
 def test_a_save_does_not_wait_for_evaluators(tmp_path, monkeypatch):
     """A run that ends while it evaluates loses nothing, and evaluates later."""
     config = tiny_config()

@@ -1,6 +1,7 @@
 """Which workdirs a run goes on in, and which it refuses."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,15 @@ from mixer_jax.run.loading import load_model, open_test_split
 
 from ..examples import write_folder
 from .test_trainer import assert_bit_equal, final_params, killed_at, tiny_config
+
+
+def test_a_workdir_that_is_not_in_utf8_is_refused(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(
+        trainer.ConfigError, match=r"caf\\xe9: its name is not in UTF-8"
+    ):
+        workdirs.open_workdir(tiny_config(), tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_what_a_save_left_that_was_cut_off_is_no_result(tmp_path):

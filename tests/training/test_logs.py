@@ -1,6 +1,8 @@
 """What the log of a run has, and what the console shows."""
 
+import io
 import logging
+import sys
 import warnings
 
 import pytest
@@ -39,6 +41,16 @@ def test_an_error_is_in_the_log_with_its_traceback(tmp_path, capsys, kind):
     assert "raise error\n" in log
     assert "No space" not in capsys.readouterr().out  # the caller shows it
     assert error.__notes__ == [f"The traceback is in {tmp_path / 'train.log'}."]
+
+
+def test_names_that_are_not_in_utf8_are_shown_and_logged(tmp_path, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    with logging_to(tmp_path):
+        logger.warning("skipping %s", "caf\udce9 und th\u00e9.jpg")
+    assert b"warning: skipping caf\\xe9 und th\\xe9.jpg\n" in console.buffer.getvalue()
+    log = (tmp_path / "train.log").read_text("utf-8")
+    assert "WARNING skipping caf\\xe9 und th\u00e9.jpg\n" in log
 
 
 def test_a_stop_is_no_error(tmp_path):

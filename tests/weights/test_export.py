@@ -127,7 +127,7 @@ def test_nothing_is_written_when_it_fails(tiny, params, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     with pytest.raises(
         ValueError,
-        match=r"images of 20x20 pixels.\n.*token_mixing.* expected \(25, 6\)",
+        match=r"images of 20x20 pixels and 3 ch.*\n.*token_mixing.* expected \(25, 6\)",
     ):
         export.export_stablehlo(path, model, params, EvalTransform(20))
     monkeypatch.setitem(sys.modules, "jax2onnx", None)  # as if not installed

@@ -180,7 +180,7 @@ BROKEN = {
         lambda path, flat: path.write_bytes(npy_bytes(flat["stem/bias"])),
         "no npz file",
     ),
-    "empty": (lambda path, flat: path.touch(), "is empty"),
+    "empty": (lambda path, flat: path.touch(), "but an empty file"),
     "float16": (write_float16, r"MixerBlock_0/\S+ is float16, expected float32"),
     "NaN": (write_not_finite(np.nan), "MixerBlock_1/token_.* has 1 NaN or inf.* 96"),
     "infinity": (write_not_finite(-np.inf), "has 1 NaN or infinite"),
@@ -340,9 +340,10 @@ def test_load_pretrained_takes_a_file_without_a_head(tiny, tmp_path):
 def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     init = tiny.tree(tiny.sizes_with(num_tokens=36))
-    with pytest.raises(ValueError, match=r"on images of 16x16 pixels") as error:
+    with pytest.raises(ValueError, match=r"In a run: --config.pp.crop=16\.") as error:
         mixer_jax.load_pretrained(tmp_path / "a.npz", init)
     message = str(error.value)
+    assert "on images of 16x16 pixels" in message
     assert "16 tokens (images of 16x16 pixels" in message
     assert "36 tokens (images of 24x24 pixels" in message
     key = "MixerBlock_1/token_mixing/Dense_0/kernel"

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def test_export_of_erf_parameters_needs_no_warning(tiny, tmp_path, caplog):
     [
         ({"blocks.1.norm1.bias": None}, "blocks.1.norm1.bias: missing"),
         ({"blocks.0.attn.qkv.weight": 3}, "blocks.0.attn.qkv.weight: unknown"),
-        ({"norm.bias": "float16"}, "norm.bias: F16, expected F32"),
+        ({"norm.bias": "float16"}, "norm.bias is F16, expected F32"),
         ({"norm.bias": np.nan}, "norm.bias has 24 NaN"),
         (
             {"blocks.2.mlp_tokens.fc1.weight": 3},
@@ -153,3 +154,57 @@ def test_gelu_field():
     assert 0 < jnp.abs(tanh - erf).max() < 5e-3
     with pytest.raises(ValueError, match="gelu is 'quick', expected tanh or erf"):
         MlpBlock(13, gelu="quick").apply(params, x)
+
+
+def rewrapped(path, rename):
+    """Writes the arrays of a safetensors file under other names."""
+    save_file({rename(key): x for key, x in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: f"module.{key}",
+        lambda key: f"_orig_mod.{key}",
+        lambda key: f"module._orig_mod.{key}",
+        lambda key: f"_orig_mod.module.{key}",
+        lambda key: f"model.{key}",
+        lambda key: f"model.module.{key}",
+        lambda key: re.sub(r"(blocks.\d+)", r"\1._orig_mod", key),
+    ],
+)
+def test_names_of_wrappers_are_left_out(tiny, tmp_path, assert_same, caplog, rename):
+    path = tmp_path / "a.safetensors"
+    timm.save_timm(path, tiny.tree(), "erf")
+    rewrapped(path, rename)
+    with caplog.at_level(logging.WARNING, logger="mixer_jax"):
+        assert_same(timm.load_timm(path), tiny.tree())
+    (message,) = caplog.messages
+    assert "left out what PyTorch's wrappers put into" in message
+
+
+def test_two_names_that_differ_in_a_wrapper_alone_are_never_one(tiny, tmp_path):
+    path = tmp_path / "a.safetensors"
+    timm.save_timm(path, tiny.tree(), "erf")
+    arrays = load_file(path)
+    save_file(arrays | {"module.norm.bias": arrays["norm.bias"]}, path)
+    with pytest.raises(layout.CheckpointError, match=r"module\.norm\.bias: unknown"):
+        timm.load_timm(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["cls_token", "blocks.0.attn.qkv.weight"], "a Vision Transformer of PyTorch"),
+        (["conv1.weight", "layer1.0.conv1.weight"], "a ResNet of PyTorch"),
+        (["module.conv1.weight", "module.layer1.0.bn1.bias"], "a ResNet of PyTorch"),
+    ],
+)
+def test_another_architecture_is_one_line(tmp_path, keys, message):
+    path = tmp_path / "a.safetensors"
+    save_file(dict.fromkeys(keys, np.zeros(3, np.float32)), path)
+    with pytest.raises(
+        layout.CheckpointError, match=f"no Mixer.*looks like {message}"
+    ) as e:
+        timm.load_timm(path)
+    assert "\n" not in str(e.value)

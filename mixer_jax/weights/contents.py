@@ -1,0 +1,76 @@
+"""What a file is that should hold parameters, as its contents say."""
+
+import json
+import pathlib
+import re
+import zipfile
+
+# How files begin that people take for parameters, and what to do with them.
+_KINDS = (
+    (rb".{8}\{", "a safetensors file. Give it a name that ends in .safetensors"),
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, a text in the place of the file. Fetch it: git lfs pull",
+    ),
+    (
+        rb"(?i)\s*<(!doctype|html|head|body|\?xml|!--)",
+        "a web page. Download the file itself",
+    ),
+    (rb"\s*[{\[]", "a JSON text, such as a server's error. Download the file again"),
+    (rb"\x1f\x8b|BZh|7z\xbc\xaf|\xfd7zXZ|Rar!", "compressed. Unpack it first"),
+    (rb"\x93NUMPY", "a single array (npy). Expected an archive of named arrays"),
+    (rb"\x89HDF", "an HDF5 file, such as Keras writes, which is not read"),
+)
+# The opcodes PROTO and MARK with which pickles begin, and the ends of their first one.
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|\(d|\(l|\(i|c\w+\n", re.DOTALL)
+
+
+def kind_of_file(path: pathlib.Path) -> str | None:
+    """Says what a file is, if it is known and holds no parameters that are read.
+
+    Args:
+      path: a file that is no npz or no safetensors file.
+
+    Returns:
+      A phrase that begins with "a" or an adjective, and what to do.
+    """
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if not start:
+        return "an empty file. Fetch or copy it again."
+    if zipfile.is_zipfile(path):
+        return _kind_of_archive(path)
+    for pattern, kind in _KINDS:
+        if re.compile(pattern, re.DOTALL).match(start):
+            return f"{kind}."
+    if _PICKLE.match(start):
+        return _pickle(path)
+    text = start.decode("utf-8", "replace")
+    # The last letter may be cut in two.
+    if "\ufffd" not in text[:-4] and "".join(text.split()).isprintable():
+        return f"a text that begins {text.strip()[:40]!r}. Download the file again."
+    return None
+
+
+def _kind_of_archive(path: pathlib.Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith(".npy") for name in names):
+        return "an npz file. Give it a name that ends in .npz."
+    if any(name.endswith("data.pkl") for name in names):
+        return _pickle(path)
+    first = ", ".join(names[:3]) or "nothing"
+    return f"a zip archive without arrays, of {first}. Unpack it first."
+
+
+def _pickle(path: pathlib.Path) -> str:
+    source, target = map(json.dumps, (str(path), str(path.with_suffix(".safetensors"))))
+    return (
+        "a pickle, such as PyTorch writes; pickles are never read, since that could "
+        "run any code. Where PyTorch is installed, these two lines of Python make a "
+        "file that is read:\n"
+        "  import torch, safetensors.torch; "
+        f'x = torch.load({source}, map_location="cpu", weights_only=True)\n'
+        '  x = x.get("state_dict") or x.get("model") or x; safetensors.torch.save_file('
+        f"{{k: v.float().contiguous().clone() for k, v in x.items()}}, {target})"
+    )
