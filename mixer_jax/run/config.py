@@ -1,6 +1,7 @@
 """A config, checked before anything is opened, and read in steps and for devices."""
 
 import difflib
+import json
 import logging
 import math
 import re
@@ -191,6 +192,16 @@ def for_platform(config: Config, platform: str) -> Config:
         if name in config.model and config.model[name] is None:
             config.model[name] = value
     return config
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Returns the values that all hosts of a run must have in common, by key.
+
+    A dataset may lie in another folder on each host. Its fingerprint is compared.
+    """
+    own = {"dataset", "tfds_data_dir", "tfds_manual_dir"}
+    values = flatten(json.loads(config.to_json()))
+    return {key: x for key, x in values.items() if key not in own}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

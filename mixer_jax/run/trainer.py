@@ -14,7 +14,13 @@ import time
 
 import jax
 
-from mixer_jax.run.config import Config, ConfigError, in_steps
+from mixer_jax.run.config import (
+    Config,
+    ConfigError,
+    comparable,
+    flatten,
+    in_steps,
+)
 from mixer_jax.run.data import Data, open_data
 from mixer_jax.run.evaluators import open_evaluators
 from mixer_jax.run.program import (
@@ -31,6 +37,11 @@ from mixer_jax.run.workdir import (
     write_result,
 )
 from mixer_jax.training import sharding
+from mixer_jax.training.agreement import (
+    check_processes,
+    check_same,
+    describe_arrays,
+)
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
@@ -63,10 +74,12 @@ def train_and_evaluate(
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the pre-trained parameters are not there or do not fit.
       NonFiniteError: loss or gradient are infinite or not a number.
-      ProcessError: another process failed, or does not see the workdir.
+      ProcessError: another process failed, does not see the workdir, or differs in
+        config, code, versions, devices or data.
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     start_time = time.monotonic()
+    check_processes(comparable(config))
     config, mesh = check_run(config)
     workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
@@ -75,10 +88,15 @@ def train_and_evaluate(
         enter(jax.set_mesh(mesh))
         stop_requested = enter(stop_signals())
         data = first_process_first(open_data, config)
+        check_same("the dataset", flatten(data.fingerprint))
         given_config, config = config, in_steps(config, len(data.train_source))
         program = build_program(config, mesh, len(data.class_names))
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
         start_step = step = checkpoints.latest_step() or 0
+        check_same(
+            "model, optimizer and step",
+            {"step": start_step} | describe_arrays(program.abstract_state),
+        )
         check_resumable(config, data, start_step, workdir)
         if start_step:
             state = checkpoints.restore(program.abstract_state)
@@ -94,7 +112,7 @@ def train_and_evaluate(
 
         while True:
             is_last = step == config.total_steps
-            stopping = stop_requested() or checkpoints.reached_preemption(step)
+            stopping = stop_requested(step)
             due = stopping or is_last or step % config.checkpoint_every == 0
             if due and step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
