@@ -19,8 +19,15 @@ from mixer_jax.training.processes import current
 from mixer_jax.training.watch import ProcessError, process_names
 
 _PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint numpy grain opencv-python-headless"
-).split()
+    "flax",
+    "grain",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "opencv-python-headless",
+    "optax",
+    "orbax-checkpoint",
+)
 
 # The settings of JAX that change numbers or programs.
 _SETTINGS = (

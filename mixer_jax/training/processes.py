@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import jax
 
-# Only through this can processes with other devices talk. Orbax takes it from there too.
+# JAX has no public name for its key-value store, which Orbax takes from here too. Only
+# through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
 from mixer_jax.training.watch import ProcessError, Watch
@@ -92,7 +93,7 @@ def initialize(
         process_id = _int_from_environment("JAX_PROCESS_ID")
     given = [coordinator, num_processes, process_id]
     if all(x is None for x in given):
-        return _connect(_initialize_in_cluster, "a cluster that JAX knows")
+        return _connect(_initialize_in_cluster, "the processes of this cluster")
     if coordinator is None or num_processes is None or process_id is None:
         raise ProcessError(
             f"Got coordinator {coordinator}, num_processes {num_processes} and "
@@ -124,7 +125,7 @@ def initialize(
         # The flags are enough; a launcher's choice of devices is not asked for.
         cluster_detection_method="deactivate",
     )
-    return _connect(connect, f"{num_processes} processes at {coordinator}")
+    return _connect(connect, f"the {num_processes} processes at {coordinator}")
 
 
 def _connect(
@@ -132,11 +133,11 @@ def _connect(
 ) -> contextlib.AbstractContextManager[Any]:
     """Connects the processes under watch."""
     global _watch
-    watch = Watch(f"connecting the processes of {where}")
+    watch = Watch(f"connecting {where}")
     watch.limit(
         CONNECT_SECS,
         ProcessError(
-            f"Not all processes of {where} could be connected in {CONNECT_SECS:.0f} s. "
+            f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. "
             "Start all of them, with the same coordinator and number of processes, and "
             "let them reach that port."
         ),
@@ -205,8 +206,8 @@ def check_shared(folder: pathlib.Path) -> None:
     if "False" in seen:
         raise ProcessError(
             f"{folder} is not the same folder for all processes: what process 0 writes "
-            f"there, process {seen.index('False')} does not see. Take a --workdir on a disk "
-            "that all share."
+            f"there, process {seen.index('False')} does not see. Take a --workdir on a "
+            "disk that all share."
         )
 
 

@@ -7,7 +7,6 @@ store of JAX's coordination service, which process 0 serves. It works between pr
 that have other devices or programs, where a collective would hang.
 """
 
-import _thread
 import logging
 import math
 import os
@@ -37,15 +36,14 @@ WAIT_SECS = 300.0
 
 # A signal ends a process within 10 s if no other one stops together with it. Until
 # ANSWER_SECS the others may answer, until LEAVE_SECS Python may end in order.
-ANSWER_SECS = 6.5
-LEAVE_SECS = 9.0
+ANSWER_SECS = 6.0
+LEAVE_SECS = 8.0
 
 # How long a process that fails waits for the others to end too.
-SHUTDOWN_SECS = 20.0
+SHUTDOWN_SECS = 15.0
 
-# Processes fail together, as when a loss is not finite. Each has so long to say so
-# itself; and then as long to end in order.
-FAIL_SECS = 4.0
+# Processes fail together, as when a loss is not finite: each may say so itself.
+FAIL_SECS = 3.0
 
 _STORE = "mixer_jax/watch/"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -87,6 +85,7 @@ class Watch:
         self._step = self._stop_step = -1
         self._stop_wanted, self._told_step = "", False
         self._handlers: dict[int, Any] = {}
+        self._main_thread, self._own_signal = threading.get_ident(), False
         self._signals, self._signals_write = os.pipe()
         if threading.current_thread() is threading.main_thread():
             os.set_blocking(self._signals_write, False)
@@ -189,6 +188,13 @@ class Watch:
         if error is not None:
             self._tell(error)
             self._last_words = None  # the caller has it
+        if isinstance(error, JaxRuntimeError):
+            reason = str(error).splitlines()[0]
+            raise ProcessError(
+                f"JAX failed {self.doing}: {reason} If another process has ended, see "
+                "its message, and start all again: they continue from the newest "
+                "checkpoint."
+            ) from error
 
     def _tell(self, error: BaseException) -> None:
         """Tells the others what ends this process."""
@@ -217,7 +223,9 @@ class Watch:
         """Raises `error` in the main thread, and ends the process if it is stuck."""
         if self._end_at == math.inf:
             self._error, self._last_words, self._end_at = error, error, end_at
-            _thread.interrupt_main(signal.SIGTERM)
+            if self._handlers:  # a true signal, as it also ends a system call
+                self._own_signal = True
+                signal.pthread_kill(self._main_thread, signal.SIGTERM)
 
     def _exit(self) -> None:
         """Ends this process, whatever the main thread does. Nothing else may wait."""
@@ -248,7 +256,7 @@ class Watch:
             if now > self._end_at:
                 self._exit()
             elif self._failure and now > self._fail_at:
-                self._end(self._failure, now + FAIL_SECS)
+                self._end(self._failure, now + LEAVE_SECS)
             elif now > self._answer_at:
                 self._end(
                     ProcessError(
@@ -265,10 +273,12 @@ class Watch:
 
     def _on_signal(self, name: str) -> None:
         now = time.monotonic()
-        if self._left:
+        if self._own_signal:
+            self._own_signal = False
+        elif self._left:
             self._end_at = now
         elif self._end_at < math.inf:
-            pass  # it ends already; this may be the signal of _end
+            pass  # it ends already
         elif self._step >= 0 and not self._stop_wanted:
             self._stop_wanted, self._answer_at = name, now + ANSWER_SECS
             self._wake.set()
@@ -319,9 +329,10 @@ class Watch:
 
     def _lost(self, silent: Sequence[int]) -> None:
         error = ProcessError(
-            f"Nothing was heard of {process_names(silent)} for {LOST_SECS:.0f} s, while "
-            f"{self.doing}. A process was killed or suspended, or its host cannot be "
-            "reached. Start all again: they continue from the newest checkpoint."
+            f"Nothing was heard of {process_names(silent)} for {LOST_SECS:.0f} s, "
+            f"while {self.doing}. A process was killed or suspended, or its host "
+            "cannot be reached. Start all again: they continue from the newest "
+            "checkpoint."
         )
         self._end(error, time.monotonic() + FAIL_SECS)
 
