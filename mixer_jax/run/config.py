@@ -201,7 +201,7 @@ def comparable(config: Config) -> dict[str, Any]:
     """
     own = {"dataset", "tfds_data_dir", "tfds_manual_dir"}
     values = flatten(json.loads(config.to_json()))
-    return {key: x for key, x in values.items() if key not in own}
+    return {key: x for key, x in values.items() if key.split(".")[-1] not in own}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,6 +40,7 @@ from mixer_jax.training import sharding
 from mixer_jax.training.agreement import (
     check_processes,
     check_same,
+    check_same_copies,
     describe_arrays,
 )
 from mixer_jax.training.checkpointing import Checkpoints
@@ -102,6 +103,7 @@ def train_and_evaluate(
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program)
+        check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
         write_description(given_config, data.class_names, workdir)
         evaluators = first_process_first(open_evaluators, config, data, program, mesh)

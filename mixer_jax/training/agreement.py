@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from mixer_jax.training.processes import current
 from mixer_jax.training.watch import ProcessError, process_names
@@ -106,9 +107,31 @@ def check_processes(config: Mapping[str, Any]) -> None:
 def describe_arrays(tree: Any) -> dict[str, str]:
     """Returns the dtypes and shapes of a tree of arrays by their names."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{x.shape}"
+        _name(path): f"{x.dtype}{x.shape}"
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def check_same_copies(what: str, tree: Any) -> None:
+    """Raises ProcessError in all processes if their copies of an array differ.
+
+    So it finds files that are not the same on all hosts. Arrays of which each process
+    holds another part are left out.
+
+    Args:
+      what: see `check_same`.
+      tree: of arrays, on the devices of all processes.
+    """
+    if current() is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        check_same(
+            what,
+            {
+                _name(path): _digest(np.asarray(x.addressable_data(0)).tobytes())
+                for path, x in leaves
+                if x.is_fully_replicated
+            },
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -120,9 +143,7 @@ def _code() -> dict[str, str]:
     """Returns a digest of each module, so that a difference names the file."""
     package = pathlib.Path(__file__).parents[1]
     return {
-        str(path.relative_to(package.parent)): hashlib.blake2b(
-            path.read_bytes(), digest_size=6
-        ).hexdigest()
+        str(path.relative_to(package.parent)): _digest(path.read_bytes())
         for path in sorted(package.rglob("*.py"))
     }
 
@@ -133,6 +154,14 @@ def _settings() -> dict[str, Any]:
     kept = sorted(x for x in flags if not x.startswith("--xla_dump"))
     settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
     return settings | {"XLA_FLAGS and LIBTPU_INIT_ARGS": " ".join(kept)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _digest(contents: bytes) -> str:
+    return hashlib.blake2b(contents, digest_size=8).hexdigest()
 
 
 def _short(value: str) -> str:

@@ -56,7 +56,7 @@ class ProcessError(RuntimeError):
 class Watch:
     """This process among those of a run.
 
-    Leaving its `with` block tells the other processes why.
+    Leaving its `with` block with an error tells the other processes.
 
     Attributes:
       doing: what the main thread does, for messages: "while {doing}".
@@ -112,11 +112,11 @@ class Watch:
 
     def close(self) -> None:
         """Stops watching; signals do what they did before."""
-        self._closed = True
         if self._handlers:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._old_fd)
+        self._closed = True
 
     def collect(
         self,
@@ -270,6 +270,8 @@ class Watch:
             self._silence += 0 if readable or not self._client else tick
             if self._silence > LOST_SECS:
                 self._lost([0])
+        os.close(self._signals)
+        os.close(self._signals_write)
 
     def _on_signal(self, name: str) -> None:
         now = time.monotonic()

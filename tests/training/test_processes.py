@@ -220,12 +220,12 @@ def test_a_folder_for_each_process_is_refused(tmp_path):
 
 DIFFERENT = """
 import importlib.metadata, json, pathlib, sys
-import jax
+import jax, numpy as np
 from configs import digits
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.fingerprint import fingerprint
 from mixer_jax.run.config import comparable, flatten
-from mixer_jax.training import agreement, processes
+from mixer_jax.training import agreement, processes, sharding
 address, index, folder = sys.argv[1:]
 second, folder = index == "1", pathlib.Path(folder)
 processes.initialize(address, 2, int(index))
@@ -260,6 +260,12 @@ for key, value in json.loads((folder / "config.json").read_text()).items():
 for name in ("photos", "copy", "more", "swapped", "renamed"):
     case(name, check_data, ("photos", name))
 case("labels", check_data, ("table.csv", "other.csv"))
+mesh = sharding.create_mesh()
+rows = np.zeros((2, 3)) + second
+head = jax.make_array_from_callback((2, 3), sharding.replicated(mesh), rows.__getitem__)
+split = sharding.shard_batch(mesh, {"label": np.arange(2) + second})
+for name, tree in (("copies", {"head": head}), ("parts", split)):
+    case(name, agreement.check_same_copies, ("the parameters", tree))
 case("dtype", check_arrays, ("bfloat16" if second else "float32", 0))
 case("step", check_arrays, ("float32", 30 if second else 20))
 original = importlib.metadata.version
@@ -332,6 +338,7 @@ def test_each_kind_of_difference_is_named_in_both_processes(tmp_path):
         "swapped": "splits.train.sizes: ",
         "renamed": "classes.names: ",
         "labels": "splits.train.labels: ",
+        "copies": "head: ",
         "dtype": "params/head: ",
         "step": "step: 20 in process 0; 30 in process 1",
         "version": "optax: ",
@@ -341,7 +348,14 @@ def test_each_kind_of_difference_is_named_in_both_processes(tmp_path):
     for output in run_two(DIFFERENT, str(tmp_path)):
         _, *parts = output.split("## ")
         found = dict(part.split(": ", 1) for part in parts)
-        for name in ("nothing", "own folders", "own dataset", "photos", "copy"):
+        for name in (
+            "nothing",
+            "own folders",
+            "own dataset",
+            "photos",
+            "copy",
+            "parts",
+        ):
             assert found.pop(name) == "equal\n", output
         assert found.pop("in the end").startswith("equal"), output
         assert list(found) == list(expected), output
@@ -472,6 +486,8 @@ try:
                 if stop_requested(step):
                     sys.exit(f"stopped at {step}")
                 multihost_utils.process_allgather(np.int32(step))
+                if step == 2 and where == "long step":
+                    time.sleep(200)
                 if step == 1:
                     print("ready", flush=True)
                 time.sleep(0.01)
@@ -532,6 +548,19 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step():
     first, second = finish(*runs, timeout=10)
     assert first.splitlines()[-1] == second.splitlines()[-1]
     assert "stopped at" in first
+
+
+def test_a_second_signal_does_not_wait_for_the_step():
+    first, second = start_waiting("long step")
+    first.send_signal(signal.SIGTERM)
+    time.sleep(9)  # longer than processes have to answer
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    outputs = finish(first, second, timeout=20)
+    assert (
+        outputs[0] == "KeyboardInterrupt: SIGTERM while in step 3. Nothing was saved.\n"
+    )
+    assert outputs[1].startswith("ProcessError: Process 0 ended with KeyboardInterrupt")
 
 
 def test_one_process_is_told_that_another_was_killed():
