@@ -38,7 +38,7 @@ CONNECT_SECS = 300.0
 
 # JAX aborts, with many lines, where the processes do not end together in this time.
 # The watch ends them before.
-SHUTDOWN_SECS = 30
+JAX_SHUTDOWN_SECS = 30
 
 # How long a network disk may take to show a new file to another host.
 SHARED_FOLDER_SECS = 20
@@ -164,7 +164,7 @@ def _initialize(**kwargs: Any) -> None:
         **kwargs,
         # It aborts the process, with many lines; the watch is first.
         initialization_timeout=int(CONNECT_SECS) + 60,
-        shutdown_timeout_seconds=SHUTDOWN_SECS,
+        shutdown_timeout_seconds=JAX_SHUTDOWN_SECS,
     )
 
 

@@ -520,7 +520,12 @@ def test_a_signal_ends_a_process_that_waits_for_the_first_ones_turn():
 
 @pytest.mark.parametrize(
     ("suspended", "number"),
-    [(0, signal.SIGTERM), (1, signal.SIGINT), (0, None), (1, None)],
+    [
+        (0, signal.SIGTERM),
+        (1, None),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(0, None, marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_waits_in_a_step_for_one_that_is_suspended(suspended, number):
     runs = start_waiting("steps", lost_secs=60 if number else 4)
@@ -550,6 +555,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step():
     assert "stopped at" in first
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_the_step():
     first, second = start_waiting("long step")
     first.send_signal(signal.SIGTERM)
@@ -563,6 +569,7 @@ def test_a_second_signal_does_not_wait_for_the_step():
     assert outputs[1].startswith("ProcessError: Process 0 ended with KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_one_process_is_told_that_another_was_killed():
     first, second = start_waiting("steps")
     second.kill()
