@@ -136,7 +136,12 @@ def check_same_copies(what: str, tree: Any) -> None:
 
 def _versions() -> dict[str, str]:
     versions = {"Python": platform.python_version()}
-    return versions | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # such as another opencv
+            versions[name] = "not installed"
+    return versions
 
 
 def _code() -> dict[str, str]:

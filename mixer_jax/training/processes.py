@@ -137,9 +137,9 @@ def _connect(
     watch.limit(
         CONNECT_SECS,
         ProcessError(
-            f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. "
-            "Start all of them, with the same coordinator and number of processes, and "
-            "let them reach that port."
+            f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. Start all of "
+            "them, with the same coordinator and number of processes, and let them "
+            "reach its port."
         ),
     )
     try:
@@ -175,7 +175,7 @@ def current() -> Watch | None:
       ProcessError: there are several, and something else than `initialize` connected
         them.
     """
-    if _watch is None and jax.process_count() > 1:
+    if _watch is None and global_state.num_processes > 1:
         raise ProcessError(
             "There are several processes. Connect them with "
             "mixer_jax.training.processes.initialize, before any other use of JAX."

@@ -618,16 +618,17 @@ def test_what_does_not_connect_processes(given, message):
 
 def test_environment_names_the_processes(monkeypatch):
     calls = []
-    record = lambda *args, **kwargs: calls.append((args, kwargs))
+    record = lambda **kwargs: calls.append(kwargs)
     monkeypatch.setattr(jax.distributed, "initialize", record)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.2:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     processes.initialize()
-    assert calls[0][0] == ("10.0.0.2:8476", 4, 3)
-    assert calls[0][1]["coordinator_bind_address"] is None
+    names = ("coordinator_address", "num_processes", "process_id")
+    assert [calls[0][name] for name in names] == ["10.0.0.2:8476", 4, 3]
+    assert calls[0]["coordinator_bind_address"] is None
     processes.initialize("localhost:8476", 2, 0)
-    assert calls[1][1]["coordinator_bind_address"] == "localhost:8476"
+    assert calls[1]["coordinator_bind_address"] == "localhost:8476"
 
 
 IN_CLUSTER = """
