@@ -191,8 +191,9 @@ class Watch:
         if isinstance(error, JaxRuntimeError):
             reason = str(error).splitlines()[0]
             raise ProcessError(
-                f"JAX failed {self.doing}: {reason}\nIf another process has ended, see "
-                "its message. Start all again: they continue from the newest checkpoint."
+                f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
+                "see its message. Start all again: they continue from the newest "
+                "checkpoint."
             ) from error
 
     def _tell(self, error: BaseException) -> None:
