@@ -133,15 +133,11 @@ def _connect(
 ) -> contextlib.AbstractContextManager[Any]:
     """Connects the processes under watch."""
     global _watch
-    watch = Watch(f"connecting {where}")
-    watch.limit(
-        CONNECT_SECS,
-        ProcessError(
-            f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. Start all of "
-            "them, with the same coordinator and number of processes, and let them "
-            "reach its port."
-        ),
+    error = ProcessError(
+        f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. Start all of them, "
+        "with the same coordinator and number of processes; they must reach its port."
     )
+    watch = Watch(f"connecting {where}", CONNECT_SECS, error)
     try:
         connect()
     except BaseException:

@@ -46,6 +46,7 @@ SHUTDOWN_SECS = 15.0
 FAIL_SECS = 3.0
 
 _STORE = "mixer_jax/watch/"
+_RESTART = "Start all again: they continue from the newest checkpoint."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -64,26 +65,25 @@ class Watch:
       count: of all processes.
     """
 
-    def __init__(self, doing: str):
+    def __init__(self, doing: str, limit_secs: float, error: ProcessError):
         """Starts to watch for signals, in place of the handlers that Python has.
 
-        Args:
-          doing: see the attribute.
+        `error` ends this process if `connected` is not called in so many seconds.
         """
         self.doing, self.index, self.count = doing, 0, 1
         self._client: Any = None
         self._exchanges = 0
-        self._failure: ProcessError | None = None  # of another process
+        self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
         self._left = self._closed = False
-        self._end_at = self._fail_at = self._answer_at = self._leave_at = math.inf
+        self._end_at = self._answer_at = self._leave_at = math.inf
+        self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
-        self._wake = threading.Event()
         # Of the step: a process that has told the others its step stays there.
         self._lock = threading.Lock()
         self._step = self._stop_step = -1
-        self._stop_wanted, self._told_step = "", False
+        self._stop_wanted, self._told_step, self._unanswered = "", False, [0]
         self._handlers: dict[int, Any] = {}
         self._main_thread, self._own_signal = threading.get_ident(), False
         self._signals, self._signals_write = os.pipe()
@@ -92,10 +92,6 @@ class Watch:
             self._old_fd = signal.set_wakeup_fd(self._signals_write)
             self._handlers = {s: signal.signal(s, self._interrupt) for s in _SIGNALS}
         threading.Thread(target=self._watch_signals, daemon=True).start()
-
-    def limit(self, secs: float, error: ProcessError) -> None:
-        """Ends this process with `error` unless `connected` is called in time."""
-        self._failure, self._fail_at = error, time.monotonic() + secs
 
     def connected(self, client: Any, index: int, count: int) -> None:
         """Starts to watch the other processes.
@@ -192,15 +188,13 @@ class Watch:
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
-                "see its message. Start all again: they continue from the newest "
-                "checkpoint."
+                f"see its message. {_RESTART}"
             ) from error
 
     def _tell(self, error: BaseException) -> None:
         """Tells the others what ends this process."""
         if self._client is not None:
-            text = f"{type(error).__name__}: {error}"
-            self._set(f"ended/{self.index}", text[:2000])
+            self._set(f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000])
 
     def _set(self, key: str, value: str) -> None:
         self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
@@ -210,10 +204,7 @@ class Watch:
         return {int(key.removeprefix(folder)): value for key, value in found}
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Raises in the main thread what ends this process, once.
-
-        This is the handler of signals. What a signal means, the thread decides.
-        """
+        """Handles a signal: raises what ends this process, if a thread says so."""
         del number, frame
         error, self._error = self._error, None
         if error is not None and not self._left:
@@ -261,8 +252,8 @@ class Watch:
                 self._end(
                     ProcessError(
                         f"A signal asked this run to stop while {self.doing}, and "
-                        "another process did not answer. Ended without saving. The "
-                        "same command continues from the newest checkpoint."
+                        f"{process_names(self._unanswered)} did not answer. Nothing "
+                        f"was saved. {_RESTART}"
                     ),
                     now + 1,
                 )
@@ -283,7 +274,6 @@ class Watch:
             pass  # it ends already
         elif self._step >= 0 and not self._stop_wanted:
             self._stop_wanted, self._answer_at = name, now + ANSWER_SECS
-            self._wake.set()
             logger.info(
                 "%s: all processes stop after their step. Once more to stop this one "
                 "at once, without saving.",
@@ -297,12 +287,11 @@ class Watch:
 
     def _poll(self) -> None:
         """Shows the others that this process is alive, and looks at them."""
-        beat, pause = 0, 0.0
-        seen, silence = dict[int, str](), dict.fromkeys(range(self.count), 0.0)
+        pause, seen = 0.0, dict[int, str]()
+        silence = dict.fromkeys(range(self.count), 0.0)
         while not (self._closed or self._left):
-            beat += 1
             try:
-                self._set(f"alive/{self.index}", str(beat))
+                self._set(f"alive/{self.index}", str(time.monotonic()))
                 if self._stop_wanted:
                     self._set("stop/0", self._stop_wanted)
                 alive = self._read(f"{_STORE}alive/")
@@ -324,17 +313,15 @@ class Watch:
             silent = [i for i, secs in silence.items() if secs > LOST_SECS]
             if silent and not ended:
                 self._lost(silent)
-            agreeing = self._told_step and self._stop_step < 0
-            pause = POLL_SECS / 10 if agreeing else POLL_SECS
-            self._wake.wait(pause)
-            self._wake.clear()
+            is_agreeing = self._told_step and self._stop_step < 0
+            pause = POLL_SECS / 10 if is_agreeing else POLL_SECS
+            time.sleep(pause)
 
     def _lost(self, silent: Sequence[int]) -> None:
         error = ProcessError(
             f"Nothing was heard of {process_names(silent)} for {LOST_SECS:.0f} s, "
             f"while {self.doing}. A process was killed or suspended, or its host "
-            "cannot be reached. Start all again: they continue from the newest "
-            "checkpoint."
+            f"cannot be reached. {_RESTART}"
         )
         self._end(error, time.monotonic() + FAIL_SECS)
 
@@ -350,7 +337,8 @@ class Watch:
             self._answer_at = min(self._answer_at, now + ANSWER_SECS)
             self._set(f"step/{self.index}", str(self._step))
         steps = self._read(f"{_STORE}step/")
-        if len(steps) == self.count:
+        self._unanswered = [i for i in range(self.count) if i not in steps]
+        if not self._unanswered:
             self._stop_step = max(map(int, steps.values())) + 1
             self._answer_at = math.inf
             self._lock.release()
