@@ -46,10 +46,10 @@ def main(argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
     workdir = _WORKDIR.value or f"runs/{_config_name()}"
     try:
-        processes.initialize(
+        with processes.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
-        trainer.train_and_evaluate(_CONFIG.value, workdir)
+        ):
+            trainer.train_and_evaluate(_CONFIG.value, workdir)
     except (
         processes.ProcessError,
         trainer.ConfigError,

@@ -1,5 +1,6 @@
 """The paths in a config: a workdir keeps them so that they are valid everywhere."""
 
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -74,3 +75,13 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, path in absolute_paths(values).items()
     }
     return {**values, **paths}
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Returns the values that all hosts of a run must have in common, by key.
+
+    Of paths, which may differ, it is whether there is one: a dataset or file may lie in
+    another folder on each host. What is in them is compared later.
+    """
+    values = flatten(json.loads(config.to_json()))
+    return {k: bool(x) if row_of(k) in _PATHS else x for k, x in values.items()}

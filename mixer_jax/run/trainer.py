@@ -14,9 +14,10 @@ import time
 
 import jax
 
-from mixer_jax.run.config import Config, ConfigError, in_steps
+from mixer_jax.run.config import Config, ConfigError, flatten, in_steps
 from mixer_jax.run.data import Data, open_data, open_evals
 from mixer_jax.run.evaluators import open_evaluators
+from mixer_jax.run.paths import comparable
 from mixer_jax.run.program import (
     build_program,
     check_run,
@@ -32,6 +33,12 @@ from mixer_jax.run.workdir import (
     write_result,
 )
 from mixer_jax.training import sharding
+from mixer_jax.training.agreement import (
+    check_processes,
+    check_same,
+    check_same_copies,
+    describe_arrays,
+)
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
@@ -66,10 +73,12 @@ def train_and_evaluate(
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the parameters to start from are not there or do not fit.
       NonFiniteError: loss or gradient are infinite or not a number.
-      ProcessError: another process failed, or does not see the workdir.
+      ProcessError: another process failed, does not see the workdir, or differs in
+        config, code, versions, devices or data.
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     start_time = time.monotonic()
+    check_processes(comparable(config))
     config, mesh = check_run(config)
     config, note = first_process_first(set_token_units, config)
     workdir = open_workdir(config, workdir)
@@ -83,6 +92,7 @@ def train_and_evaluate(
         first_process_first(check_start, config, workdir)
         data = first_process_first(open_data, config)
         data = first_process_first(open_evals, data)
+        check_same("the dataset", flatten(data.fingerprint))
         given_config, config = config, in_steps(config, len(data.train_source))
         check_same_data(config, data, workdir)
         program = build_program(
@@ -90,10 +100,15 @@ def train_and_evaluate(
         )
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
         start_step = step = checkpoints.latest_step() or 0
+        check_same(
+            "model, optimizer and step",
+            {"step": start_step} | describe_arrays(program.abstract_state),
+        )
         if start_step:
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program, data.class_names, mesh)
+        check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
         write_description(given_config, data, workdir)
         evaluators = open_evaluators(config, data, program, mesh)
@@ -104,7 +119,7 @@ def train_and_evaluate(
 
         while True:
             is_last = step == config.total_steps
-            stopping = stop_requested() or checkpoints.reached_preemption(step)
+            stopping = stop_requested(step)
             due = stopping or is_last or step % config.checkpoint_every == 0
             if due and step > start_step:
                 # Raises an error before the save if this step's loss is not finite.

@@ -122,10 +122,6 @@ class Checkpoints:
         logger.info("start    from the checkpoint of step %d", step)
         return state
 
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether the platform has announced that it will stop this job."""
-        return self._manager.reached_preemption(step)
-
     def wait(self) -> None:
         """Waits until what was saved is on disk; raises what went wrong there."""
         self._manager.wait_until_finished()

@@ -5,8 +5,10 @@ connects them; from then on jax.devices() are the devices of all.
 """
 
 import contextlib
+import functools
 import ipaddress
 import logging
+import math
 import os
 import pathlib
 import secrets
@@ -18,22 +20,30 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+# JAX has no public name for its key-value store, which Orbax takes from here too. Only
+# through it can processes talk that have other devices or programs.
+from jax._src.distributed import global_state
+
+from mixer_jax.training.watch import ProcessError, Watch
+
+__all__ = ["ProcessError", "RunStopped"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How long a process that failed waits for the others before they are ended too.
-SHUTDOWN_SECS = 30
+# How long the processes of a run may take to start.
+CONNECT_SECS = 300.0
+
+# JAX aborts, with many lines, where the processes do not end together in this time.
+# The watch ends them before.
+JAX_SHUTDOWN_SECS = 30
 
 # How long a network disk may take to show a new file to another host.
 SHARED_FOLDER_SECS = 20
 
-
-class ProcessError(RuntimeError):
-    """The processes of a run cannot be connected, or another one failed."""
+_watch: Watch | None = None  # of a run of several processes
 
 
 class RunStopped(Exception):  # noqa: N818 - it is no error
@@ -53,8 +63,10 @@ def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-) -> None:
+) -> contextlib.AbstractContextManager[Any]:
     """Connects the processes of a run. Call it before any other use of JAX.
+
+    From here on SIGTERM and Ctrl-C end a process that waits for another one.
 
     What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID. Without any of them JAX looks for a cluster: TPU hosts, Kubernetes
@@ -67,6 +79,9 @@ def initialize(
       num_processes: how many there are.
       process_id: of this one, from 0.
 
+    Returns:
+      A context. If its block ends with an error, the other processes are told.
+
     Raises:
       ProcessError: only some of the three are known, they contradict each other, or
         the others cannot be reached.
@@ -78,8 +93,7 @@ def initialize(
         process_id = _int_from_environment("JAX_PROCESS_ID")
     given = [coordinator, num_processes, process_id]
     if all(x is None for x in given):
-        _initialize_in_cluster()
-        return
+        return _connect(_initialize_in_cluster, "the processes of this cluster")
     if coordinator is None or num_processes is None or process_id is None:
         raise ProcessError(
             f"Got coordinator {coordinator}, num_processes {num_processes} and "
@@ -102,42 +116,94 @@ def initialize(
         f"{coordinator}",
         flush=True,
     )
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
+    connect = functools.partial(
+        _initialize,
+        coordinator_address=coordinator,
+        num_processes=num_processes,
+        process_id=process_id,
         coordinator_bind_address=coordinator if _is_loopback(host) else None,
         # The flags are enough; a launcher's choice of devices is not asked for.
         cluster_detection_method="deactivate",
-        shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
+    return _connect(connect, f"the {num_processes} processes at {coordinator}")
+
+
+def _connect(
+    connect: Callable[[], None], where: str
+) -> contextlib.AbstractContextManager[Any]:
+    """Connects the processes under watch."""
+    global _watch
+    error = ProcessError(
+        f"Gave up connecting {where} after {CONNECT_SECS:.0f} s. Start all of them, "
+        "with the same coordinator and number of processes; they must reach its port."
+    )
+    watch = Watch(f"connecting {where}", CONNECT_SECS, error)
+    try:
+        connect()
+    except BaseException:
+        watch.close()
+        raise
+    if global_state.client is None or global_state.num_processes == 1:
+        watch.close()
+        return contextlib.nullcontext()
+    _watch = watch
+    watch.connected(
+        global_state.client, global_state.process_id, global_state.num_processes
+    )
+    return watch
+
+
+def _initialize(**kwargs: Any) -> None:
+    # JAX's handler of SIGTERM hears nothing while a process waits; ours does.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        **kwargs,
+        # It aborts the process, with many lines; the watch is first.
+        initialization_timeout=int(CONNECT_SECS) + 60,
+        shutdown_timeout_seconds=JAX_SHUTDOWN_SECS,
+    )
+
+
+def current() -> Watch | None:
+    """Returns this process among those of a run, or None if it is the only one.
+
+    Raises:
+      ProcessError: there are several, and something else than `initialize` connected
+        them.
+    """
+    if _watch is None and global_state.num_processes > 1:
+        raise ProcessError(
+            "There are several processes. Connect them with "
+            "mixer_jax.training.processes.initialize, before any other use of JAX."
+        )
+    return _watch
 
 
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ProcessError in all processes if one does not see process 0's `folder`.
 
     Each process writes its part of a checkpoint, and in separate folders those parts
-    are useless. Call it early: JAX gives processes less time to arrive at their first
-    meeting, which this is, than at later ones.
+    are useless.
     """
-    if jax.process_count() == 1:
+    watch = current()
+    if watch is None:
         return
-    name = multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))
-    mark = folder / f".{name}.shared"
-    if jax.process_index() == 0:
-        mark.touch()
-    multihost_utils.sync_global_devices("mark made")
+    name = f".{secrets.token_hex(8)}.shared"
+    if watch.index == 0:
+        (folder / name).touch()
+    (name,) = watch.collect("to write into the work directory", name, senders=[0])
+    mark = folder / name
     deadline = time.monotonic() + SHARED_FOLDER_SECS
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
-    if jax.process_index() == 0:
+    seen = watch.collect("to look at the work directory", str(mark.exists()))
+    if watch.index == 0:
         mark.unlink()
-    if not seen.all():
+    if "False" in seen:
         raise ProcessError(
             f"{folder} is not the same folder for all processes: what process 0 writes "
-            f"there, process {np.flatnonzero(seen == 0)[0]} does not see. Take a "
-            "--workdir on a disk that all share."
+            f"there, process {seen.index('False')} does not see. Take a --workdir on a "
+            "disk that all share."
         )
 
 
@@ -145,29 +211,23 @@ def first_process_first(fn: Callable[..., T], *args: Any) -> T:
     """Returns fn(*args), called in process 0 first, and then in the others.
 
     So only process 0 downloads and prepares what they share. Hosts that share no disk
-    each do it for themselves.
+    each do it for themselves. It may take hours; the others wait as long as process 0
+    is alive.
 
     Raises:
       ProcessError: another process raised something; there, that is raised.
     """
-    if jax.process_count() == 1:
+    watch = current()
+    if watch is None:
         return fn(*args)
-    result, error = None, None
-    is_first = jax.process_index() == 0
-    for my_turn in (is_first, not is_first):
-        if my_turn:
-            try:
-                result = fn(*args)
-            except Exception as caught:  # raised below, once the others know
-                error = caught
-        failed = multihost_utils.process_allgather(np.int32(error is not None))
-        if error is not None:
-            raise error
-        if failed.any():
-            raise ProcessError(
-                f"Process {np.flatnonzero(failed)[0]} failed; see its message."
-            )
-    return result  # type: ignore[return-value]
+    name = f"to finish {fn.__name__}"
+    if watch.index == 0:
+        result = fn(*args)
+    watch.collect(name, "", senders=[0], limit_secs=math.inf)
+    if watch.index != 0:
+        result = fn(*args)
+    watch.collect(name, "", limit_secs=math.inf)
+    return result
 
 
 def _int_from_environment(name: str) -> int | None:
@@ -189,7 +249,7 @@ def _initialize_in_cluster() -> None:
         with warnings.catch_warnings():
             # In a Kubernetes pod JAX advises to install the package kubernetes.
             warnings.simplefilter("ignore")
-            jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECS)
+            _initialize()
     except ValueError as error:  # JAX has no other word for "no cluster found"
         if "coordinator_address should be defined" not in str(error):
             logger.warning("This is a run of one process. JAX says: %s", error)
@@ -209,15 +269,18 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
 
-    Several processes must stop at the same step, and so learn of it through Orbax
-    instead (`Checkpoints.reached_preemption`).
+    Several processes stop after the same step; see `Watch.stop_requested`.
 
     Yields:
-      A function that returns whether the run is asked to stop.
+      A function that returns whether the run is to stop, from the number of steps done.
     """
+    watch = current()
+    if watch is not None:
+        yield watch.stop_requested
+        return
     requested = threading.Event()
 
     def request(number: int, frame: Any) -> None:
@@ -230,13 +293,16 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.Signals(number).name,
         )
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if jax.process_count() > 1 or not in_main_thread:
-        yield lambda: False
+    def stop_requested(step: int) -> bool:
+        del step
+        return requested.is_set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
         return
     old = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield requested.is_set
+        yield stop_requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

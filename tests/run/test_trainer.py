@@ -220,7 +220,7 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
 
 def test_stop_saves_and_does_not_evaluate(tmp_path, monkeypatch):
     calls = []
-    stopping = contextlib.nullcontext(lambda: calls.append(1) or len(calls) > 6)
+    stopping = contextlib.nullcontext(lambda step: calls.append(1) or len(calls) > 6)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "stop_signals", lambda: stopping)
         patch.setattr(evaluators, "evaluate", raise_killed)
@@ -259,7 +259,7 @@ def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
 
 
 def test_stop_before_the_first_step(tmp_path, monkeypatch):
-    stopping = contextlib.nullcontext(lambda: True)
+    stopping = contextlib.nullcontext(lambda step: True)
     monkeypatch.setattr(trainer, "stop_signals", lambda: stopping)
     with pytest.raises(trainer.RunStopped, match="before the first step"):
         trainer.train_and_evaluate(tiny_config(), tmp_path)

@@ -23,17 +23,18 @@ from ..run.test_trainer import final_params, tiny_config
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(workdir, config, devices, *args):
+def start(workdir, config, devices, *args, program="train.py", env=()):
     """Starts train.py with the config's values, on CPU devices."""
     flat = run_config.flatten(json.loads(config.to_json()))
     values = [f"--config.{k}={v}" for k, v in flat.items() if v is not None]
     values = [v.replace("[", "(").replace("]", ")") for v in values]
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "train.py", "--config=configs/digits.py",
+        [sys.executable, "-W", "ignore", program, "--config=configs/digits.py",
          f"--workdir={workdir}", *values, *args],
         cwd=ROOT,
         env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+        | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        | dict(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -172,23 +173,27 @@ def test_both_processes_end_soon_when_one_fails(config, tmp_path):
         one.dataset = str(photos)
     configs[1].dataset = str(tmp_path / "none")
     first, second = finish(*start_two(tmp_path / "run", *configs), timeout=120)
-    assert "Process 1 failed" in first, first + second
+    assert "Process 1 ended with DatasetError: There is no folder" in first, first
     assert "There is no folder" in second, first + second
 
 
-def run_two(code, *args):
-    """Runs code in two processes with two devices each; returns what they print."""
+def start_two_of(code, *args, ids=(0, 1)):
+    """Starts code in two processes with two devices each."""
     address = free_address()
-    runs = [
+    return [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code, address, str(i), *args],
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for i in range(2)
+        for i in ids
     ]  # fmt: skip
-    return finish(*runs)
+
+
+def run_two(code, *args):
+    """Runs code in two processes with two devices each; returns what they print."""
+    return finish(*start_two_of(code, *args))
 
 
 OWN_FOLDERS = """
@@ -252,16 +257,17 @@ def test_what_does_not_connect_processes(given, message):
 
 def test_environment_names_the_processes(monkeypatch):
     calls = []
-    record = lambda *args, **kwargs: calls.append((args, kwargs))
+    record = lambda **kwargs: calls.append(kwargs)
     monkeypatch.setattr(jax.distributed, "initialize", record)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.2:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     processes.initialize()
-    assert calls[0][0] == ("10.0.0.2:8476", 4, 3)
-    assert calls[0][1]["coordinator_bind_address"] is None
+    names = ("coordinator_address", "num_processes", "process_id")
+    assert [calls[0][name] for name in names] == ["10.0.0.2:8476", 4, 3]
+    assert calls[0]["coordinator_bind_address"] is None
     processes.initialize("localhost:8476", 2, 0)
-    assert calls[1][1]["coordinator_bind_address"] == "localhost:8476"
+    assert calls[1]["coordinator_bind_address"] == "localhost:8476"
 
 
 IN_CLUSTER = """

@@ -1,0 +1,350 @@
+"""What one process knows of the others, and what ends a wait for one of them.
+
+While the main thread is inside XLA, as in a training step that needs another process,
+no signal handler of Python runs. So two threads watch: one for signals and for how long
+a wait may take, and one that asks the other processes. They talk through the key-value
+store of JAX's coordination service, which process 0 serves. It works between processes
+that have other devices or programs, where a collective would hang.
+"""
+
+import logging
+import math
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+
+logger = logging.getLogger(__name__)
+
+# Each process writes and reads a few short values so often.
+POLL_SECS = 1.0
+
+# After this time without a sign of life a process is lost. It is less than the 100 s
+# after which JAX aborts, so that a message of ours says for whom this process waited.
+LOST_SECS = 60.0
+
+# How long a process waits for another one that is alive, if that has no work to do.
+WAIT_SECS = 300.0
+
+# A signal ends a process within 10 s if no other one stops together with it. Until
+# ANSWER_SECS the others may answer, until LEAVE_SECS Python may end in order.
+ANSWER_SECS = 6.0
+LEAVE_SECS = 8.0
+
+# How long a process that fails waits for the others to end too.
+SHUTDOWN_SECS = 15.0
+
+# Processes fail together, as when a loss is not finite: each may say so itself.
+FAIL_SECS = 3.0
+
+_STORE = "mixer_jax/watch/"
+_RESTART = "Start all again: they continue from the newest checkpoint."
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot be connected, differ, or another one failed."""
+
+
+class Watch:
+    """This process among those of a run.
+
+    Leaving its `with` block with an error tells the other processes.
+
+    Attributes:
+      doing: what the main thread does, for messages: "while {doing}".
+      index: of this process, from 0.
+      count: of all processes.
+    """
+
+    def __init__(self, doing: str, limit_secs: float, error: ProcessError):
+        """Starts to watch for signals, in place of the handlers that Python has.
+
+        `error` ends this process if `connected` is not called in so many seconds.
+        """
+        self.doing, self.index, self.count = doing, 0, 1
+        self._client: Any = None
+        self._exchanges = 0
+        self._failure: ProcessError | None = error  # later: of another process
+        self._error: BaseException | None = None  # to be raised by the main thread
+        self._last_words: BaseException | None = None  # if the main thread cannot
+        self._left = self._closed = False
+        self._end_at = self._answer_at = self._leave_at = math.inf
+        self._fail_at = time.monotonic() + limit_secs
+        self._silence = 0.0
+        # Of the step: a process that has told the others its step stays there.
+        self._lock = threading.Lock()
+        self._step = self._stop_step = -1
+        self._stop_wanted, self._told_step, self._unanswered = "", False, [0]
+        self._handlers: dict[int, Any] = {}
+        self._main_thread, self._own_signal = threading.get_ident(), False
+        self._signals, self._signals_write = os.pipe()
+        if threading.current_thread() is threading.main_thread():
+            os.set_blocking(self._signals_write, False)
+            self._old_fd = signal.set_wakeup_fd(self._signals_write)
+            self._handlers = {s: signal.signal(s, self._interrupt) for s in _SIGNALS}
+        threading.Thread(target=self._watch_signals, daemon=True).start()
+
+    def connected(self, client: Any, index: int, count: int) -> None:
+        """Starts to watch the other processes.
+
+        Args:
+          client: of JAX's coordination service.
+          index: of this process.
+          count: of all processes.
+        """
+        self._failure, self._fail_at = None, math.inf
+        self._client, self.index, self.count = client, index, count
+        self.doing = "starting"
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    def close(self) -> None:
+        """Stops watching; signals do what they did before."""
+        if self._handlers:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._old_fd)
+        self._closed = True
+
+    def collect(
+        self,
+        name: str,
+        value: str,
+        senders: Sequence[int] | None = None,
+        limit_secs: float = WAIT_SECS,
+    ) -> list[str]:
+        """Returns the values of the processes `senders`, in this order.
+
+        All processes call it, in the same order.
+
+        Args:
+          name: what it waits for, such as "to open the data", for messages.
+          value: of this process, if it is one of them.
+          senders: whose values are wanted; None for all processes.
+          limit_secs: how long to wait for processes that are alive.
+
+        Raises:
+          ProcessError: another process failed, or the time is over.
+        """
+        senders = range(self.count) if senders is None else senders
+        self._exchanges += 1
+        folder, start = f"mixer_jax/exchange/{self._exchanges}/", time.monotonic()
+        if self.index in senders:
+            self._client.key_value_set(f"{folder}{self.index}", value)
+        doing, pause = self.doing, 0.01
+        while True:
+            found = self._read(folder)
+            missing = [i for i in senders if i not in found]
+            if not missing:
+                self.doing = doing
+                return [found[i] for i in senders]
+            self.doing = f"waiting for {process_names(missing)} {name}"
+            if self._failure:
+                raise self._failure
+            if time.monotonic() - start > limit_secs:
+                raise ProcessError(f"Gave up after {limit_secs:.0f} s of {self.doing}.")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def stop_requested(self, step: int) -> bool:
+        """Returns whether all processes stop after `step`, as a signal asked one.
+
+        Call it in each process with every step. Before the first call a signal ends
+        the process at once, since there is nothing to save.
+        """
+        with self._lock:
+            self._step = step
+            self.doing = f"in step {step + 1}"
+            return 0 <= self._stop_step <= step
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tells the others of an error, and lets JAX wait for them for a while."""
+        self._left = True
+        self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
+        self._last_words = error or ProcessError(
+            f"The run is complete, but another process did not end in "
+            f"{SHUTDOWN_SECS:.0f} s."
+        )
+        if error is not None:
+            self._tell(error)
+            self._last_words = None  # the caller has it
+        if isinstance(error, JaxRuntimeError):
+            reason = str(error).splitlines()[0]
+            raise ProcessError(
+                f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
+                f"see its message. {_RESTART}"
+            ) from error
+
+    def _tell(self, error: BaseException) -> None:
+        """Tells the others what ends this process."""
+        if self._client is not None:
+            self._set(f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000])
+
+    def _set(self, key: str, value: str) -> None:
+        self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
+
+    def _read(self, folder: str) -> dict[int, str]:
+        found = self._client.key_value_dir_get(folder)
+        return {int(key.removeprefix(folder)): value for key, value in found}
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: raises what ends this process, if a thread says so."""
+        del number, frame
+        error, self._error = self._error, None
+        if error is not None and not self._left:
+            raise error
+
+    def _end(self, error: BaseException, end_at: float) -> None:
+        """Raises `error` in the main thread, and ends the process if it is stuck."""
+        if self._end_at == math.inf:
+            self._error, self._last_words, self._end_at = error, error, end_at
+            if self._handlers:  # a true signal, as it also ends a system call
+                self._own_signal = True
+                signal.pthread_kill(self._main_thread, signal.SIGTERM)
+
+    def _exit(self) -> None:
+        """Ends this process, whatever the main thread does. Nothing else may wait."""
+        error = self._last_words
+        if error is not None:
+            sys.stdout.flush()
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if error is not None and self._client is not None and not self._left:
+
+            def tell() -> None:
+                self._tell(error)
+                jax.distributed.shutdown()
+
+            telling = threading.Thread(target=tell, daemon=True)
+            telling.start()
+            telling.join(0.8)  # process 0 may not answer
+        os._exit(1)
+
+    def _watch_signals(self) -> None:
+        """Ends waits: on signals, when time is over, when another process failed."""
+        tick = 0.2
+        while not self._closed:
+            readable, _, _ = select.select([self._signals], [], [], tick)
+            for number in os.read(self._signals, 64) if readable else b"":
+                if number in _SIGNALS:
+                    self._on_signal(signal.Signals(number).name)
+            now = time.monotonic()
+            if now > self._end_at:
+                self._exit()
+            elif self._failure and now > self._fail_at:
+                self._end(self._failure, now + LEAVE_SECS)
+            elif now > self._answer_at:
+                self._end(
+                    ProcessError(
+                        f"A signal asked this run to stop while {self.doing}, and "
+                        f"{process_names(self._unanswered)} did not answer. Nothing "
+                        f"was saved. {_RESTART}"
+                    ),
+                    now + 1,
+                )
+            # Ticks are counted, for this process may have been suspended.
+            self._silence += 0 if readable or not self._client else tick
+            if self._silence > LOST_SECS:
+                self._lost([0])
+        os.close(self._signals)
+        os.close(self._signals_write)
+
+    def _on_signal(self, name: str) -> None:
+        now = time.monotonic()
+        if self._own_signal:
+            self._own_signal = False
+        elif self._left:
+            self._end_at = now
+        elif self._end_at < math.inf:
+            pass  # it ends already
+        elif self._step >= 0 and not self._stop_wanted:
+            self._stop_wanted, self._answer_at = name, now + ANSWER_SECS
+            logger.info(
+                "%s: all processes stop after their step. Once more to stop this one "
+                "at once, without saving.",
+                name,
+            )
+        else:
+            self._leave_at = now + LEAVE_SECS
+            lost = "Nothing is lost." if self._step < 0 else "Nothing was saved."
+            error = KeyboardInterrupt(f"{name} while {self.doing}. {lost}")
+            self._end(error, now + ANSWER_SECS)
+
+    def _poll(self) -> None:
+        """Shows the others that this process is alive, and looks at them."""
+        pause, seen = 0.0, dict[int, str]()
+        silence = dict.fromkeys(range(self.count), 0.0)
+        while not (self._closed or self._left):
+            try:
+                self._set(f"alive/{self.index}", str(time.monotonic()))
+                if self._stop_wanted:
+                    self._set("stop/0", self._stop_wanted)
+                alive = self._read(f"{_STORE}alive/")
+                ended = self._read(f"{_STORE}ended/")
+                if self._stop_step < 0 and self._read(f"{_STORE}stop/"):
+                    self._agree_to_stop()
+            except JaxRuntimeError:  # process 0 does not answer: its silence counts
+                time.sleep(POLL_SECS)
+                continue
+            self._silence = 0.0
+            if ended and not self._failure:
+                first = min(ended)
+                text = f"Process {first} ended with {ended[first]}"
+                self._failure = ProcessError(text)
+                self._fail_at = time.monotonic() + FAIL_SECS
+            for i in silence:
+                silence[i] = silence[i] + pause if alive.get(i) == seen.get(i) else 0.0
+            seen = alive
+            silent = [i for i, secs in silence.items() if secs > LOST_SECS]
+            if silent and not ended:
+                self._lost(silent)
+            is_agreeing = self._told_step and self._stop_step < 0
+            pause = POLL_SECS / 10 if is_agreeing else POLL_SECS
+            time.sleep(pause)
+
+    def _lost(self, silent: Sequence[int]) -> None:
+        error = ProcessError(
+            f"Nothing was heard of {process_names(silent)} for {LOST_SECS:.0f} s, "
+            f"while {self.doing}. A process was killed or suspended, or its host "
+            f"cannot be reached. {_RESTART}"
+        )
+        self._end(error, time.monotonic() + FAIL_SECS)
+
+    def _agree_to_stop(self) -> None:
+        """Finds the step after which all processes stop: the next of the foremost.
+
+        A process that has told its step does not start another one until all have.
+        """
+        if not self._told_step:
+            self._lock.acquire()
+            self._told_step = True
+            now = time.monotonic()
+            self._answer_at = min(self._answer_at, now + ANSWER_SECS)
+            self._set(f"step/{self.index}", str(self._step))
+        steps = self._read(f"{_STORE}step/")
+        self._unanswered = [i for i in range(self.count) if i not in steps]
+        if not self._unanswered:
+            self._stop_step = max(map(int, steps.values())) + 1
+            self._answer_at = math.inf
+            self._lock.release()
+
+
+def process_names(indices: Sequence[int]) -> str:
+    """Names processes: "process 1", "processes 1, 2"."""
+    listed = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"process{'es' if len(indices) > 1 else ''} {listed}"

@@ -1,0 +1,144 @@
+"""Waits for another process end: on a signal, and when that one fails or is lost."""
+
+import signal
+import time
+
+import pytest
+
+from ..run.test_trainer import tiny_config
+from .test_processes import (
+    finish,
+    free_address,
+    start,
+    start_two_of,
+)
+
+
+def test_a_signal_ends_a_process_that_connects(tmp_path):
+    config, runs = tiny_config(), {}
+    for i, name in enumerate(["SIGTERM", "SIGINT"]):  # one is first, the other is not
+        address = free_address()
+        runs[name] = start(tmp_path, config, 4, f"--coordinator={address}",
+                           "--num_processes=2", f"--process_id={i}")  # fmt: skip
+    for name, run in runs.items():
+        assert "connecting to the others" in run.stdout.readline()
+        time.sleep(1)
+        run.send_signal(signal.Signals[name])
+    outputs = finish(*runs.values(), timeout=10)
+    for output, (name, run) in zip(outputs, runs.items(), strict=True):
+        assert run.returncode == 1
+        assert f"KeyboardInterrupt: {name} while connecting the 2 processes" in output
+
+
+WAITING = """
+import sys, time
+from mixer_jax.training import processes, watch
+address, index, where, lost_secs = sys.argv[1:]
+watch.LOST_SECS = float(lost_secs)
+
+def prepare():
+    if index == "0":
+        time.sleep(200)
+
+try:
+    with processes.initialize(address, 2, int(index)):
+        if where == "turn":
+            print("ready", flush=True)
+            processes.first_process_first(prepare)
+        import numpy as np
+        from jax.experimental import multihost_utils
+        with processes.stop_signals() as stop_requested:
+            for step in range(100_000):
+                if stop_requested(step):
+                    sys.exit(f"stopped at {step}")
+                multihost_utils.process_allgather(np.int32(step))
+                if step == 2 and where == "long step":
+                    time.sleep(200)
+                if step == 1:
+                    print("ready", flush=True)
+                time.sleep(0.01)
+except (processes.ProcessError, KeyboardInterrupt) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def start_waiting(where, lost_secs=60):
+    runs = start_two_of(WAITING, where, str(lost_secs))
+    for run in runs:
+        while run.stdout.readline() != "ready\n":
+            assert run.poll() is None
+    time.sleep(1)
+    return runs
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_first_ones_turn():
+    first, second = start_waiting("turn")
+    second.send_signal(signal.SIGTERM)
+    (output,) = finish(second, timeout=10)
+    assert output == (
+        "KeyboardInterrupt: SIGTERM while waiting for process 0 to finish prepare. "
+        "Nothing is lost.\n"
+    )
+    (output,) = finish(first, timeout=20)
+    assert output.startswith("ProcessError: Process 1 ended with KeyboardInterrupt: ")
+    assert first.returncode == second.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("suspended", "number"),
+    [
+        (0, signal.SIGTERM),
+        (1, None),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(0, None, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_waits_in_a_step_for_one_that_is_suspended(suspended, number):
+    runs = start_waiting("steps", lost_secs=60 if number else 4)
+    waiting = runs[1 - suspended]
+    runs[suspended].send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(0.5)
+        if number:
+            waiting.send_signal(number)
+        (output,) = finish(waiting, timeout=10 if number else 30)
+    finally:
+        runs[suspended].kill()
+        finish(*runs)
+    assert waiting.returncode == 1
+    if number:
+        assert "A signal asked this run to stop while in step" in output
+        assert f"process {suspended} did not answer" in output
+    else:
+        assert f"Nothing was heard of process {suspended} for 4 s, while" in output
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step():
+    runs = start_waiting("steps")
+    runs[1].send_signal(signal.SIGINT)
+    first, second = finish(*runs, timeout=10)
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+    assert "stopped at" in first
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_the_step():
+    first, second = start_waiting("long step")
+    first.send_signal(signal.SIGTERM)
+    time.sleep(9)  # longer than processes have to answer
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    outputs = finish(first, second, timeout=20)
+    assert (
+        outputs[0] == "KeyboardInterrupt: SIGTERM while in step 3. Nothing was saved.\n"
+    )
+    assert outputs[1].startswith("ProcessError: Process 0 ended with KeyboardInterrupt")
+
+
+@pytest.mark.slow
+def test_one_process_is_told_that_another_was_killed():
+    first, second = start_waiting("steps")
+    second.kill()
+    output, _ = finish(first, second, timeout=60)
+    assert "ProcessError: JAX failed in step" in output
+    assert "If another process has ended, see its message" in output
