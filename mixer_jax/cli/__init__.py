@@ -1,7 +1,7 @@
 """The command mixer-jax: parses the command line, calls, prints.
 
-A subcommand is a function below `app.command` in `models` or `runs`: its arguments are
-the flags, its docstring the help.
+A subcommand is a function below `app.command` in `models`, `parameters` or `runs`: its
+arguments are the flags, its docstring the help.
 """
 
 import logging
@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 
 # Importing them registers their subcommands.
 from mixer_jax.cli import models as models
+from mixer_jax.cli import parameters as parameters
 from mixer_jax.cli import runs as runs
 from mixer_jax.cli.app import UsageError, app
 from mixer_jax.data import names

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.keys import values_of
 
-CHECKOUT = pathlib.Path(__file__).parents[2]  # or site-packages, of a wheel
+CHECKOUT = pathlib.Path(__file__).parents[2]  # with the folder configs
 
 _LIBRARIES = [pathlib.Path(x.__path__[0]) for x in (absl, ml_collections)]
 _LIBRARIES.append(pathlib.Path(ast.__file__))  # they read tuples with it

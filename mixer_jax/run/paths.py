@@ -80,8 +80,12 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
 def comparable(config: Config) -> dict[str, Any]:
     """Returns the values that all hosts of a run must have in common, by key.
 
-    Of paths, which may differ, it is whether there is one: a dataset or file may lie in
-    another folder on each host. What is in them is compared later.
+    A dataset or file may lie in another folder on each host. So of such paths only
+    whether there is one counts; what is in them is compared later.
     """
     values = flatten(json.loads(config.to_json()))
-    return {k: bool(x) if row_of(k) in _PATHS else x for k, x in values.items()}
+    return {
+        key: bool(value) if row_of(key) in _PATHS else value
+        for key, value in values.items()
+        if not key.startswith("tfds_")
+    }

@@ -34,8 +34,8 @@ LOST_SECS = 60.0
 # How long a process waits for another one that is alive, if that has no work to do.
 WAIT_SECS = 300.0
 
-# A signal ends a process within 10 s if no other one stops together with it. Until
-# ANSWER_SECS the others may answer, until LEAVE_SECS Python may end in order.
+# A signal ends a process within 10 s. Until ANSWER_SECS the others may answer, until
+# LEAVE_SECS Python may end in order.
 ANSWER_SECS = 6.0
 LEAVE_SECS = 8.0
 
@@ -286,15 +286,18 @@ class Watch:
             self._end(error, now + ANSWER_SECS)
 
     def _poll(self) -> None:
-        """Shows the others that this process is alive, and looks at them."""
+        """Shows that this process is alive, and looks for news of the others.
+
+        Process 0 watches all; the others watch process 0, which keeps what they read.
+        """
         pause, seen = 0.0, dict[int, str]()
-        silence = dict.fromkeys(range(self.count), 0.0)
+        silence = dict.fromkeys(range(self.count) if self.index == 0 else (), 0.0)
         while not (self._closed or self._left):
             try:
                 self._set(f"alive/{self.index}", str(time.monotonic()))
                 if self._stop_wanted:
                     self._set("stop/0", self._stop_wanted)
-                alive = self._read(f"{_STORE}alive/")
+                alive = self._read(f"{_STORE}alive/") if silence else {}
                 ended = self._read(f"{_STORE}ended/")
                 if self._stop_step < 0 and self._read(f"{_STORE}stop/"):
                     self._agree_to_stop()
