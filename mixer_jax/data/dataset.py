@@ -228,8 +228,8 @@ def _no_dataset(name: str) -> str:
     message = f"There is no {shown}."
     if not is_path:
         message = (
-            f"There is no dataset {printable(name)!r}: neither a {shown} nor a dataset "
-            "of TensorFlow Datasets."
+            f"There is no dataset {printable(name)!r}: no {shown}, and no dataset of "
+            "that name in TensorFlow Datasets."
         )
     if os.path.exists(name.replace("\\", "/")):
         return f"{message} Write it with / for the backslash."

@@ -125,9 +125,7 @@ def train_and_evaluate(
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
                     checkpoints.save(step, state, reporter.unreported())
-            if (
-                stopping and not is_last
-            ):  # what stops the run may not wait for evaluators
+            if stopping and not is_last:  # what stops a run may not wait for evaluators
                 checkpoints.wait()
                 raise RunStopped(step, config.total_steps, workdir)
             for evaluator in evaluators:
