@@ -1,6 +1,7 @@
 """Every default of a run. The other configs change some of them."""
 
 import dataclasses
+import pathlib
 
 import ml_collections
 from ml_collections import config_dict
@@ -205,13 +206,14 @@ def get_finetune_config(
     Args:
       model_name: such as "Mixer-B_16".
       pretrained_dir: see get_config; None trains from scratch.
-      argument: a dataset (see get_config), which has its usual number of steps; then,
-        after commas, the side of the images in pixels if it is not 224, and "smoke" for
-        a run of seconds. Each may be left out.
+      argument: a dataset (see get_config), which has its usual number of steps; then
+        after a comma the side of the images in pixels, if it is not 224, as in
+        "cifar100,448" or ",448"; and ",smoke" for a run of seconds.
     """
     argument, smoke = split_argument(argument)
-    dataset, _, last = argument.rpartition(",")
-    size = int(last) if last.isdigit() else None
+    dataset, comma, last = argument.rpartition(",")
+    is_size = comma and last.isdigit() and not pathlib.Path(argument).exists()
+    size = int(last) if is_size else None
     config = get_config()
     config.model = get_model(model_name)
     config.pretrained_dir = pretrained_dir
@@ -245,6 +247,7 @@ def split_argument(argument: str) -> tuple[str, bool]:
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` as a run of seconds on a CPU: two small blocks, on digits."""
     config.pretrained_dir = ""
+    config.resolution = "error"
     config.init_from = config.label_key = None
     config.dataset = "digits"
     config.pp.train = config.pp.test = "test[:64]"

@@ -286,16 +286,20 @@ def test_model_configs_are_their_variants(name):
     assert config.model.channels_mlp_dim == variant.channels_mlp_dim
 
 
-def test_a_model_config_at_another_size_of_images():
+def test_a_model_config_at_another_size_of_images(tmp_path):
     """The paper's L/16 at 448 pixels, in the shapes that block_diagonal makes."""
     config = load("l16:imagenet2012,448")
     assert (config.dataset, config.total_steps) == ("imagenet2012", 20_000)
     assert (config.pp.crop, config.pp.resize) == (448, 512)
     assert (config.resolution, config.model.tokens_mlp_dim) == ("block_diagonal", 2048)
-    config = load("b16:288")
+    config = load("b16:,288")
     assert (config.dataset, config.pp.crop, config.pp.resize) == ("cifar10", 288, 329)
     assert (config.resolution, config.model.tokens_mlp_dim) == ("interpolate", 384)
     assert load("b16:my_photos").resolution == "error"
+    assert load("b16:1024").dataset == "1024"
+    (tmp_path / "photos,448").mkdir()
+    config = load(f"b16:{tmp_path}/photos,448")
+    assert (config.dataset, config.pp.crop) == (f"{tmp_path}/photos,448", 224)
 
 
 def test_b16_has_the_originals_hyper_parameters():

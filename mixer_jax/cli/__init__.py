@@ -47,6 +47,7 @@ def main() -> None:
         FileError,
         ImageError,
         UsageError,
+        MemoryError,
         OSError,
     ) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -231,6 +231,10 @@ def _no_dataset(name: str) -> str:
             f"There is no dataset {printable(name)!r}: no {shown}, and no dataset of "
             "that name in TensorFlow Datasets."
         )
+    if tried.is_symlink():
+        return (
+            f"{message} The link leads to {os.readlink(tried)!r}, which is not there."
+        )
     if os.path.exists(name.replace("\\", "/")):
         return f"{message} Write it with / for the backslash."
     parent = next(x for x in tried.parents if x.is_dir())

@@ -37,6 +37,14 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
     folder = scan(root)
     if not folder.num_images:
         raise DatasetError(_without_images(folder))
+    tables = [x.path for x in folder.files if x.path.lower().endswith((".csv", ".tsv"))]
+    if tables:
+        logger.warning(
+            "%s holds a table, which is not read: to use it, name it in place of the "
+            "folder: %s",
+            where,
+            printable(listing(tables, 3)),
+        )
     folder = _unwrapped(folder)
     splits = _find_splits(folder)
     found = sorted({name for x in splits.values() for name in x.classes})

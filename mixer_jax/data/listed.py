@@ -103,8 +103,9 @@ class ListedDataset:
             images = source.images
             about = (str(images.shape).encode(), images.tobytes())
             return {"images": iter(about), "labels": labels}
-        prefix = os.path.join(self.root, "")
-        names = (clean_name(x.removeprefix(prefix)).encode() for x in source.images)
+        root = os.path.join(os.path.abspath(self.root), "")
+        paths = (os.path.abspath(x).removeprefix(root) for x in source.images)
+        names = (clean_name(x).encode() for x in paths)
         return {
             "names": names,
             "labels": labels,

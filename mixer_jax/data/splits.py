@@ -43,7 +43,10 @@ def _parse_part(where: str, sizes: Mapping[str, int], expression: str) -> Part:
         r"(\[\s*(?P<start>-?\d+%?)?\s*:\s*(?P<stop>-?\d+%?)?\s*\])?\s*",
         expression,
     )
-    if match is None:
+    if match is None or any(
+        x and x.endswith("%") and abs(int(x[:-1])) > 100
+        for x in (match["start"], match["stop"])
+    ):
         raise DatasetError(
             f"{where}: cannot read the split {expression!r}. Expected something like "
             "'train', 'train[:90%]', 'train[100:200]' or 'train+val'."

@@ -98,6 +98,7 @@ def scan(path: str | os.PathLike[str]) -> Folder:
     upwards: list[str] = []
     junk: list[str] = []
     hidden: list[str] = []
+    broken: list[str] = []
 
     def visit(path: str, above: tuple[str, ...], linked: bool) -> Folder:
         # `above` has where this folder and those that the walk came by really are.
@@ -116,6 +117,8 @@ def scan(path: str | os.PathLike[str]) -> Folder:
             if entry.name.startswith("."):
                 if not is_folder and entry.name.lower().endswith(IMAGE_ENDINGS):
                     hidden.append(entry.path)
+            elif target and not _leads_to_something(entry):
+                broken.append(f"{entry.path} -> {os.readlink(entry.path)}")
             elif not is_folder:
                 if target or entry.is_file():  # and not a pipe, say
                     through = linked or target is not None
@@ -137,6 +140,7 @@ def scan(path: str | os.PathLike[str]) -> Folder:
     root = visit(os.fspath(path), (os.path.realpath(path),), False)
     for left, what in (
         (upwards, "links to a folder that they are in"),
+        (broken, "links to what is not there"),
         (junk, "folders of other programs"),
         (hidden, "hidden images"),
     ):
@@ -236,6 +240,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _leads_to_something(link: os.DirEntry[str]) -> bool:
+    """Returns whether a link is one to an image, which is told when read, or whole."""
+    return link.name.lower().endswith(IMAGE_ENDINGS) or os.path.exists(link.path)
 
 
 def _holds(folder: str, path: str) -> bool:

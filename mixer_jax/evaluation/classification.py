@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 
 from mixer_jax.data.dataset import Dataset, DatasetError, Example, Source
 from mixer_jax.data.imagenet import imagenet_synsets
+from mixer_jax.data.names import listing
 from mixer_jax.data.pipeline import eval_batches
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.model import MlpMixer
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.step import Batch, LossFn, make_eval_step
 from mixer_jax.weights.layout import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -270,6 +274,11 @@ def _match_classes(
                 f"classes have no names, {num_classes}. Name them (--class-names) to "
                 "match classes by name."
             )
+        if names is None:
+            logger.warning(
+                "The classes of the model have no names: the dataset's are taken in "
+                "their order. --class-names gives them."
+            )
         return dataset_names, np.arange(num_classes)
     known = {name: i for i, name in enumerate(names)}
     if names == list(imagenet_synsets().values()):
@@ -278,8 +287,8 @@ def _match_classes(
     if unknown:
         raise DatasetError(
             f"The model has no class of the same name for {len(unknown)} of the "
-            f"dataset's {len(dataset_names)} classes: {', '.join(unknown[:5])}, … The "
-            f"model has {num_classes}: {', '.join(list(names)[:5])}, … If its classes "
+            f"dataset's {len(dataset_names)} classes: {listing(unknown)}. The "
+            f"model has {num_classes}: {listing(list(names))}. If its classes "
             "are called otherwise, give their names with --class-names."
         )
     return names, np.array([known[name] for name in dataset_names])

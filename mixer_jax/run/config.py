@@ -81,6 +81,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{config.pretrained_dir}: a run starts from one of them. To start from "
             "the run: --config.pretrained_dir=''"
         )
+    if config.resolution != "error" and not config.pretrained_dir:
+        yield (
+            f"resolution is {config.resolution}, and pretrained_dir is empty: only the "
+            "parameters of its file are adapted. Name one, or set resolution to error."
+        )
     for name in sorted({"train", "test"} & set(config.evals)):
         yield f"evals.{name} needs another name: {name}/… are numbers of the run."
     if config.sam_rho and not all(factor for _, factor in config.lr_multipliers):

@@ -174,8 +174,8 @@ def open_test_split(
         if not is_own:
             raise
         raise DatasetError(
-            "The dataset of the run cannot be opened. If it moved, give --dataset. "
-            f"{error}"
+            "The dataset of the run cannot be opened. If it moved, give --dataset"
+            f"{f' and --split {split!r}' if split else ''}. {error}"
         ) from error
     split = choose_splits(name, opened, test=split)[1]
     known = loaded.fingerprint
@@ -237,7 +237,10 @@ def read_run(workdir: pathlib.Path) -> Run:
       CheckpointError: the folder is not there, or not the workdir of a run.
     """
     if not workdir.is_dir():
-        raise CheckpointError(f"There is no folder {printable(workdir)}.")
+        found = "is a file" if workdir.exists() else "is not there"
+        raise CheckpointError(
+            f"{printable(workdir)} {found}. Expected the workdir of a run, a folder."
+        )
     for name in ("config.json", "class_names.json"):
         if not (workdir / name).exists():
             files = [

@@ -1,11 +1,14 @@
 """Models for images of another size than their parameters are for."""
 
 import math
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config
+from mixer_jax.run.workdir import recorded_config
 from mixer_jax.variants import count_patches
 from mixer_jax.weights.layout import CheckpointError, shapes_of_model
 from mixer_jax.weights.npz import read_shapes
@@ -48,27 +51,35 @@ def adapt_model(
     return model, adapt(params, shapes, new_grid, resolution, grid=grid, where=where)
 
 
-def set_token_units(config: Config) -> tuple[Config, str]:
+def set_token_units(
+    config: Config, workdir: str | os.PathLike[str]
+) -> tuple[Config, str]:
     """Returns a config with the tokens_mlp_dim that block_diagonal needs, and a note.
 
     It is set if it is that of the file of pretrained_dir. Others are the user's choice.
+    A run that continues takes the one that it has, and does without the file.
 
     Args:
       config: see configs/common.py; checked.
+      workdir: of the run, which may not be there yet.
 
     Returns:
       A copy, and a message that says so; or the same config and "".
 
     Raises:
-      CheckpointError: the file of pretrained_dir is damaged.
+      OSError: the file of pretrained_dir is not there, or cannot be fetched.
+      CheckpointError: it is damaged.
     """
     fields, crop = config.model, config.pp.crop
     if config.resolution != "block_diagonal" or not config.pretrained_dir:
         return config, ""
-    try:
-        path = find_checkpoint(config.pretrained_dir, fields.model_name)
-    except OSError:  # a run that continues does not need it; a new one fails later
+    recorded = recorded_config(pathlib.Path(workdir).expanduser())
+    units, given = recorded.get("model.tokens_mlp_dim"), fields.get("tokens_mlp_dim")
+    if units and given and units % given == 0:
+        config = config.copy_and_resolve_references()
+        config.model.tokens_mlp_dim = units
         return config, ""
+    path = find_checkpoint(config.pretrained_dir, fields.model_name)
     kernel = read_shapes(path).get("MixerBlock_0/token_mixing/Dense_0/kernel")
     if not kernel or fields.get("tokens_mlp_dim") != kernel[-1]:
         return config, ""

@@ -80,7 +80,7 @@ def train_and_evaluate(
     start_time = time.monotonic()
     check_processes(comparable(config))
     config, mesh = check_run(config)
-    config, note = first_process_first(set_token_units, config)
+    config, note = first_process_first(set_token_units, config, workdir)
     workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context

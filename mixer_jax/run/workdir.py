@@ -78,6 +78,16 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
     return path
 
 
+def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the flat config of the run in a folder; {} if it has no result."""
+    path = workdir / "config.json"
+    if not path.exists() or not _has_result(workdir):
+        return {}
+    recorded = json.loads(path.read_text("utf-8"))
+    recorded.pop(AS_TYPED, None)
+    return flatten(recorded)
+
+
 def _has_result(workdir: pathlib.Path) -> bool:
     return (workdir / "final.npz").exists() or bool(saved_steps(workdir))
 
@@ -87,14 +97,12 @@ def _differences(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Any, 
 
     A key that one of the two lacks is "absent" there.
     """
-    path = workdir / "config.json"
-    if not path.exists() or not _has_result(workdir):
+    recorded = recorded_config(workdir)
+    if not recorded:
         return {}
-    recorded = json.loads(path.read_text("utf-8"))
-    recorded.pop(AS_TYPED, None)
     new = flatten(json.loads(config.to_json()))
     fields = {key: x for key, x in FIELD_DEFAULTS.items() if key in new}
-    old = ADDED_KEYS | fields | flatten(recorded)
+    old = ADDED_KEYS | fields | recorded
     one, other = resolved(old), resolved(new)
     absent = object()
     return {
@@ -170,13 +178,25 @@ def _changes_without_fingerprint(
                 f"classes: {len(old)} before, {len(new)} now; changed: "
                 f"{listing(changed, 10)}"
             )
+    now, then = len(data.train_source), _num_trained_on(config, workdir)
+    if then not in (None, now):
+        lines.append(f"train: {then:,} images before, {now:,} now")
     last_step = max(saved_steps(workdir), default=0)
     if last_step > config.total_steps:
         lines.append(
-            f"train: {len(data.train_source)} images make {config.total_steps} steps, "
+            f"train: {now:,} images make {config.total_steps} steps, "
             f"and step {last_step} is done"
         )
     return lines
+
+
+def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
+    """Returns the number of training images, as the metrics of a run tell it."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    rows = (json.loads(line) for line in lines if '"train/epoch"' in line)
+    row = next(rows, None)
+    return row and round(row["step"] * config.batch / row["train/epoch"])
 
 
 def write_description(config: Config, data: Data, workdir: pathlib.Path) -> None:

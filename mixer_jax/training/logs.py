@@ -10,8 +10,6 @@ from collections.abc import Iterator
 import jax
 from tqdm import tqdm
 
-# Importing it defines what errors=PRINTABLE does.
-from mixer_jax.data import names as names
 from mixer_jax.data.names import PRINTABLE
 from mixer_jax.training.processes import RunStopped
 

@@ -42,6 +42,20 @@ def test_where_the_folder_is_does_not_count(photos, tmp_path, monkeypatch):
     assert of(moved.parent) == before
 
 
+def test_how_a_table_writes_its_paths_does_not_count(photos, monkeypatch):
+    paths = sorted(photos.rglob("train/*/*.*"))
+    for name, base in (("relative", photos), ("absolute", None)):
+        rows = [
+            f"{x.relative_to(base) if base else x},{x.parent.name},train" for x in paths
+        ]
+        text = "\n".join(["path,label,split", *rows, ""])
+        (photos / f"{name}.csv").write_text(text)
+    expected = of(photos / "relative.csv")
+    assert of(photos / "absolute.csv") == expected
+    monkeypatch.chdir(photos)
+    assert of("absolute.csv") == of("relative.csv") == expected
+
+
 def add(root):
     shutil.copy(root / "train/a/000.jpg", root / "train/a/new.jpg")
 

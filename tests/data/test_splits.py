@@ -39,6 +39,9 @@ def test_splits_with_odd_names_can_be_named(tmp_path):
     for name in dataset.split_names:
         assert len(dataset.split(name)) == 4
     assert len(dataset.split("hold out[:50%]+train")) == 6
+    for wrong in ("train[:150%]", "train[-200%:]"):
+        with pytest.raises(DatasetError, match="cannot read the split 'train"):
+            dataset.split(wrong)
     with pytest.raises(DatasetError, match="cannot read the split 'train]'"):
         dataset.split("train]")
     with pytest.raises(DatasetError, match=r"no split 'b'.*--split"):

@@ -139,3 +139,30 @@ def test_names_sort_alike_on_every_system(tmp_path):
         for name in (form, "f.png", "z.png"):
             (root / name).touch()
         assert [x[-5] for x in paths(root)][:2] == ["f", "z"]
+
+
+def test_links_to_what_is_not_there_are_told(tmp_path, caplog):
+    root = touch_folder(tmp_path, {"train/a": 2, "train/b": 2})
+    (root / "train/c").symlink_to("/not/there/c")
+    (root / "train/loop").symlink_to("loop")
+    (root / "test").symlink_to("/not/there")
+    (root / "train/a/lost.jpg").symlink_to("/not/there.jpg")
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(str(root))
+    assert dataset.class_names == ["a", "b"]
+    assert "left out 3 links to what is not there" in caplog.text
+    assert f"{root}/train/c -> /not/there/c" in caplog.text
+    assert len(dataset.split("train")) == 5  # a lost image is told when it is read
+    (tmp_path / "all").symlink_to("/not/there")
+    with pytest.raises(DatasetError, match=r"The link leads to '/not/there', which"):
+        open_dataset(str(tmp_path / "all"))
+
+
+def test_a_table_in_a_folder_is_told(tmp_path, caplog):
+    root = touch_folder(tmp_path, {"a": 2, "b": 2})
+    (root / "labels.csv").write_text("path,label\n")
+    with caplog.at_level(logging.WARNING):
+        open_dataset(str(root))
+    assert (
+        f"to use it, name it in place of the folder: {root}/labels.csv" in caplog.text
+    )

@@ -207,6 +207,10 @@ def test_all_wrong_values_are_named_at_once(refuse):
             {"batch_eval": 4},
             "batch_eval is 4; with 8 devices it must be a multiple of 8",
         ),
+        (
+            {"resolution": "interpolate"},
+            "resolution is interpolate, and pretrained_dir",
+        ),
         ({"evals.mine": {}}, "evals.mine has no dataset"),
         ({"new_key": 3}, "a key new_key, which mixer_jax/run/keys.py does not list"),
         ({"base_lrs": 0.1}, "does not list. Did you mean base_lr?"),

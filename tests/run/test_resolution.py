@@ -84,12 +84,19 @@ def test_interpolate_takes_any_size(folder, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_command_continues(folder, tmp_path):
-    """It sets tokens_mlp_dim again, or finds the run to be another without the file."""
+    """It sets tokens_mlp_dim again, and does not need the file for that."""
     config = config_from(folder, 16, "block_diagonal")
     results = trainer.train_and_evaluate(config, tmp_path / "run")
     assert trainer.train_and_evaluate(config, tmp_path / "run") == results
-    config.pretrained_dir = str(tmp_path)
-    with pytest.raises(trainer.ConfigError, match="tokens_mlp_dim: 32 there, 8 now"):
+    (folder / "small.npz").rename(folder / "moved.npz")
+    try:
+        assert trainer.train_and_evaluate(config, tmp_path / "run") == results
+        with pytest.raises(FileNotFoundError, match=r"small\.npz"):
+            trainer.train_and_evaluate(config, tmp_path / "new")
+    finally:
+        (folder / "moved.npz").rename(folder / "small.npz")
+    config.model.tokens_mlp_dim = 12
+    with pytest.raises(trainer.ConfigError, match="tokens_mlp_dim: 32 there, 12 now"):
         trainer.train_and_evaluate(config, tmp_path / "run")
 
 
@@ -113,15 +120,14 @@ def test_another_size_is_an_error_unless_asked_for(folder, tmp_path):
         (8, {}, 8),
         (12, {}, 8),  # no whole multiple: the loader refuses it
         (16, {"pretrained_dir": ""}, 8),
-        (16, {"model.model_name": "moved"}, 8),  # a run that continues needs no file
         (16, {"resolution": "interpolate"}, 8),
     ],
 )
-def test_token_units(folder, crop, overrides, units):
+def test_token_units(folder, tmp_path, crop, overrides, units):
     config = config_from(folder, crop, "block_diagonal")
     config.update_from_flattened_dict(overrides)
     before = config.model.tokens_mlp_dim
-    found, note = set_token_units(config)
+    found, note = set_token_units(config, tmp_path)
     assert found.model.tokens_mlp_dim == units
     assert bool(note) == (units != before)
 

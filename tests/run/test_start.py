@@ -128,7 +128,7 @@ def test_training_goes_on_from_there_and_resumes(source, tmp_path):
     moved = tmp_path / "source"
     workdir.rename(moved)
     try:
-        with pytest.raises(CheckpointError, match="There is no folder"):
+        with pytest.raises(CheckpointError, match="is not there"):
             trainer.train_and_evaluate(more, tmp_path / "killed")
         moved.rename(workdir)
         with killed_at(7):
@@ -184,7 +184,7 @@ def test_what_to_start_from_is_missed_before_the_dataset_is_opened(
     (tmp_path / "empty").mkdir()
     for values, message in (
         ({"pretrained_dir": str(tmp_path / "no")}, r"no/digits\.npz: no such file"),
-        ({"init_from": str(tmp_path / "no")}, "There is no folder .*/no"),
+        ({"init_from": str(tmp_path / "no")}, "/no is not there"),
         ({"init_from": str(tmp_path / "empty")}, r"a folder without a config\.json"),
     ):
         with pytest.raises((OSError, CheckpointError), match=message):

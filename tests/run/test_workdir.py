@@ -134,6 +134,14 @@ def make_old(run):
     (run / "config.json").write_text(json.dumps(config))
 
 
+def test_an_older_run_is_not_continued_on_more_images(run):
+    make_old(run)
+    (run / "metrics.jsonl").write_text('{"step": 3, "train/epoch": 2.6666666667}\n')
+    gain(run.parent / "photos")
+    with pytest.raises(trainer.ConfigError, match="train: 18 images before, 19 now"):
+        trainer.train_and_evaluate(config_of("photos"), run)
+
+
 def test_paths_are_kept_absolute_and_as_typed(run):
     config = json.loads((run / "config.json").read_text())
     assert config["dataset"] == str(run.parent / "photos")
@@ -308,6 +316,7 @@ def test_evaluate_finds_the_dataset_and_warns_if_it_changed(run, monkeypatch, ca
     open_test_split(loaded, str(other))
     assert not caplog.text
     with pytest.raises(
-        DatasetError, match=r"If it moved, give --dataset\. There is no"
+        DatasetError,
+        match=r"If it moved, give --dataset\. There is no",
     ):
         open_test_split(loaded, None)
