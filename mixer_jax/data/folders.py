@@ -64,7 +64,7 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
         name: x
         for members in splits.values()
         for name, x in members.folders.items()
-        if name not in found
+        if name not in clean
     }
     if empty:
         logger.warning(
@@ -180,7 +180,7 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
 def _refuse_other_levels(split: Folder, classes: set[str]) -> None:
     """Raises DatasetError if a class holds what should be beside or above it."""
     for name, folder in split.classes.items():
-        others = sorted((classes - {name}) & set(folder.classes))
+        others = sorted((set(folder.classes) & classes) - {name})
         where = printable(folder.path)
         if others:
             raise DatasetError(

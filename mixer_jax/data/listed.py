@@ -143,7 +143,8 @@ def list_files(
             counts[split].update([label] if isinstance(label, str) else label)
     found = sorted(set().union(*counts.values()))
     class_names = found if classes is None else list(classes)
-    if unknown := [x for x in found if x not in set(class_names)]:
+    index = {class_name: i for i, class_name in enumerate(class_names)}
+    if unknown := [x for x in found if x not in index]:
         close = difflib.get_close_matches(unknown[0], class_names, 3)
         raise DatasetError(
             f"{name}: {len(unknown)} classes are not in classes.txt: "
@@ -151,7 +152,6 @@ def list_files(
             f"{f', such as {listing(close)}' if close else ''}. Add them to "
             "classes.txt, one name a line, or give it another name."
         )
-    index = {class_name: i for i, class_name in enumerate(class_names)}
     splits = {}
     for split, files in rows.items():
         if missing := [x for x in class_names if not counts[split][x]]:
