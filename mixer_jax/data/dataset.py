@@ -258,6 +258,7 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
     """
     labels = getattr(source, "labels", None)
     missing, indices = dict.fromkeys(range(num_classes), count), []
+    incomplete = num_classes
     for i in range(len(source)):
         label = source[i].label if labels is None else labels[i]
         if isinstance(label, tuple):
@@ -268,7 +269,8 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
         if missing.get(label, 0):
             missing[label] -= 1
             indices.append(i)
-            if not any(missing.values()):
+            incomplete -= not missing[label]
+            if not incomplete:
                 break
     empty = [label for label, number in missing.items() if number == count]
     if empty:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import pathlib
@@ -47,6 +48,25 @@ class ListedSource:
             return Example(pathlib.Path(image), label, printable(image))
         return Example(image, label, f"example {index}")
 
+    @functools.cached_property
+    def stratified_order(self) -> np.ndarray:
+        """A random order in which the examples of each class are evenly spread.
+
+        Any slice of it has nearly the same share of each class as the whole. An image
+        with several labels counts as one of the first. Int [n], always the same.
+        """
+        labels = self.labels
+        if labels.dtype == object:
+            labels = np.array([x[0] if x else -1 for x in labels])
+        by_class = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(labels[by_class])) + 1
+        rng = np.random.default_rng(0)
+        position = np.empty(len(labels))
+        for members in np.split(by_class, starts):
+            members = rng.permutation(members)
+            position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        return np.argsort(position, kind="stable")
+
     def take(self, indices: np.ndarray) -> "ListedSource":
         """Returns the examples at the given positions."""
         return ListedSource(self.images[indices], self.labels[indices])
@@ -84,8 +104,7 @@ class ListedDataset:
         for part in self.parts(expression):
             source = self.splits[part.split]
             if (part.start, part.stop) != (0, len(source)):
-                order = _stratified_order(source.labels)
-                source = source.take(order[part.start : part.stop])
+                source = source.take(source.stratified_order[part.start : part.stop])
             sources.append(source)
         if len(sources) == 1:
             return sources[0]
@@ -258,19 +277,3 @@ def _in_threads(fn: Callable[[str], bytes], paths: np.ndarray) -> Iterator[bytes
     with ThreadPoolExecutor(32) as pool:
         for chunk in pool.map(call, range(0, len(paths), 256)):
             yield from chunk
-
-
-def _stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns a random order in which the examples of each class are evenly spread.
-
-    Any slice of it has nearly the same share of each class as the whole. An image with
-    several labels counts as one of the first.
-    """
-    if labels.dtype == object:
-        labels = np.array([x[0] if x else -1 for x in labels])
-    rng = np.random.default_rng(seed)
-    position = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.argsort(position, kind="stable")
