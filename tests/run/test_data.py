@@ -1,5 +1,7 @@
 """What is wrong with the data of a run shows before the run begins."""
 
+import shutil
+
 import pytest
 
 from configs import common
@@ -69,6 +71,29 @@ def test_the_fingerprint_has_the_evaluators_too(photos):
         "test",
         "config.evals.more.split",
     ]
+
+
+def test_a_dataset_is_opened_once_and_warns_once(photos, tmp_path, caplog):
+    for name in ("photos", "other"):
+        shutil.copytree(photos, tmp_path / name)
+        (tmp_path / name / "train/loose.png").touch()
+    config = config_of(tmp_path / "photos")
+    common.add_evaluator(config, "same", split="train[:50%]")
+    for name in ("probe", "again"):
+        spec = {"type": "fewshot", "shots": (1,), "dataset": str(tmp_path / "other")}
+        common.add_evaluator(config, name, **spec)
+    data = open_evals(open_data(config))
+    for name in ("photos", "other"):
+        warning = f"{tmp_path / name}/train: left out 1 images"
+        assert caplog.text.count(warning) == 1
+    # The fingerprint is as if each had been opened and read by itself.
+    splits = data.fingerprint["splits"]
+    assert splits["config.evals.more.split"] == splits["test"]
+    assert splits["config.evals.same.split"] != splits["train"]
+    for part in ("split", "train_split"):
+        digests = splits[f"config.evals.probe.{part}"]
+        assert digests == splits[f"config.evals.again.{part}"]
+    assert digests == splits["train"]
 
 
 def test_several_labels_need_a_loss_that_takes_them(tfds_dir):
