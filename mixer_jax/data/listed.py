@@ -14,9 +14,8 @@ import einops
 import numpy as np
 
 from mixer_jax.data.dataset import DatasetError, Example, Part
-from mixer_jax.data.names import clean_name, find_split, listing, printable
+from mixer_jax.data.names import clean_name, listing, printable
 from mixer_jax.data.splits import parse_split
-from mixer_jax.data.walk import IMAGE_ENDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -140,22 +139,12 @@ def list_files(
     Args:
       name: of the dataset.
       root: its folder.
-      rows: the paths and classes of each split's images.
+      rows: the paths and classes of each split's images; at least one of each split.
       classes: all names in order, if they are given; else those of the rows, sorted.
 
     Raises:
-      DatasetError: there are no images to train on, or one is of no known class.
+      DatasetError: an image is of no known class.
     """
-    empty = [split for split, files in rows.items() if not files]
-    rows = {split: files for split, files in rows.items() if files}
-    if find_split("train", list(rows)) is None:
-        raise DatasetError(
-            f"{name}: no images in {printable(listing(empty)) or 'it'}. Expected "
-            f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
-            "in any letter case."
-        )
-    if empty:
-        logger.warning("%s: no images in %s; left out", name, listing(empty))
     counts = {split: Counter[str]() for split in rows}
     for split, files in rows.items():
         for _, label in files:
