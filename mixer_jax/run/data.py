@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from mixer_jax.data import dataset, pipeline, preprocess, splits
 from mixer_jax.data.fingerprint import Fingerprint, fingerprint
+from mixer_jax.data.listed import ListedDataset
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config, ConfigError, evals
@@ -123,9 +124,14 @@ def open_data(config: Config) -> Data:
         ),
     )
     if data.multilabel and config.loss != "sigmoid":
+        hint = (
+            " If a | in the table is part of a name, as in a|b, write a classes.txt "
+            "beside the table that lists all classes, and a|b as one of them."
+        )
         raise dataset.DatasetError(
             f"The images of {printable(config.dataset)} have several labels, but loss "
             f"is {config.loss}, which takes one. Set --config.loss=sigmoid."
+            f"{hint if isinstance(opened, ListedDataset) else ''}"
         )
     splits.check_splits(opened, train_split, test_split)
     logger.info(

@@ -113,6 +113,24 @@ def test_several_labels_need_a_loss_that_takes_them(tfds_dir):
     assert kinds == {"more": tuple, "one": int}
 
 
+def test_a_name_with_a_separator_can_stay_one_class(photos, tmp_path):
+    files = sorted(photos.glob("train/*/*"))
+    table = tmp_path / "table.csv"
+    rows = [f"{x},{'a|b' if 'bee' in x.parts else 'c'}" for x in files]
+    table.write_text("\n".join(["path,label", *rows]))
+    config = tiny_config(dataset=str(table))
+    config.pp.train, config.pp.test = "train[:75%]", "train[75%:]"
+    message = (
+        r"--config\.loss=sigmoid\. If a \| .* part of a name.* classes\.txt beside"
+    )
+    with pytest.raises(DatasetError, match=message):
+        open_data(config)
+    (tmp_path / "classes.txt").write_text("a|b\nc\n")
+    data = open_data(config)
+    assert data.class_names == ["a|b", "c"]
+    assert not data.multilabel
+
+
 def test_label_key_that_is_not_there(tfds_dir):
     config = tiny_config(
         dataset="tiny_shapes", tfds_data_dir=tfds_dir, label_key="labels"
