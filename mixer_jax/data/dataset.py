@@ -150,7 +150,8 @@ def open_dataset(
         not the usual one; such as "real_label" of imagenet2012_real.
 
     Raises:
-      DatasetError: there is no such dataset, or it cannot be read.
+      DatasetError: there is no such dataset, it cannot be read, or it has no features
+        for label_key to choose from.
     """
     # These modules import this one.
     from mixer_jax.data.folders import open_folder
@@ -161,6 +162,12 @@ def open_dataset(
     if not name.strip():
         raise DatasetError(f"The name of the dataset is empty. {_EXPECTED}")
     path = pathlib.Path(name).expanduser()
+    if label_key and (name == "digits" or path.exists()):
+        raise DatasetError(
+            f"{printable(name)}: found label_key {label_key!r}. Expected none: it "
+            "chooses a feature of a dataset of TensorFlow Datasets; digits, folders "
+            "and tables have one label column. Leave out label_key (--label-key)."
+        )
     if name == "digits":
         if path.exists():
             logger.warning("digits is scikit-learn's; the folder here is ./digits")
@@ -262,6 +269,7 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
     """
     labels = getattr(source, "labels", None)
     missing, indices = dict.fromkeys(range(num_classes), count), []
+    incomplete = num_classes
     for i in range(len(source)):
         label = source[i].label if labels is None else labels[i]
         if isinstance(label, tuple):
@@ -272,7 +280,8 @@ def first_of_each_class(source: Source, num_classes: int, count: int) -> Source:
         if missing.get(label, 0):
             missing[label] -= 1
             indices.append(i)
-            if not any(missing.values()):
+            incomplete -= not missing[label]
+            if not incomplete:
                 break
     empty = [label for label, number in missing.items() if number == count]
     if empty:

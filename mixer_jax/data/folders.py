@@ -72,7 +72,7 @@ def open_folder(root: pathlib.Path) -> ListedDataset:
         name: x
         for members in splits.values()
         for name, x in members.folders.items()
-        if name not in found
+        if name not in clean
     }
     if empty:
         logger.warning(
@@ -132,8 +132,15 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
     kinds = split_kinds(inside)
     with_classes = [name for name, x in inside.items() if x.classes]
     training = [x for x in with_classes if kinds.get(x) == "train"]
+    if not inside:
+        above = os.path.dirname(os.path.abspath(folder.path))
+        raise DatasetError(
+            f"{where}: its {folder.num_images} images are not in class folders. "
+            f"{EXPECTED}. If this folder is one class, the dataset may be the folder "
+            f"above: {printable(above)}."
+        )
     if not training:
-        if inside and set(kinds) == set(inside):
+        if set(kinds) == set(inside):
             raise DatasetError(
                 f"{where} has the folders {printable(', '.join(inside))}, but no train "
                 "that holds folders of classes. Rename the one to train on to train, "
@@ -188,7 +195,7 @@ def _find_splits(folder: Folder) -> dict[str, Folder]:
 def _refuse_other_levels(split: Folder, classes: set[str]) -> None:
     """Raises DatasetError if a class holds what should be beside or above it."""
     for name, folder in split.classes.items():
-        others = sorted((classes - {name}) & set(folder.classes))
+        others = sorted((set(folder.classes) & classes) - {name})
         where = printable(folder.path)
         if others:
             raise DatasetError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import pathlib
@@ -13,9 +14,8 @@ import einops
 import numpy as np
 
 from mixer_jax.data.dataset import DatasetError, Example, Part
-from mixer_jax.data.names import clean_name, find_split, listing, printable
+from mixer_jax.data.names import clean_name, listing, printable
 from mixer_jax.data.splits import parse_split
-from mixer_jax.data.walk import IMAGE_ENDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,25 @@ class ListedSource:
         if isinstance(image, str):
             return Example(pathlib.Path(image), label, printable(image))
         return Example(image, label, f"example {index}")
+
+    @functools.cached_property
+    def stratified_order(self) -> np.ndarray:
+        """A random order in which the examples of each class are evenly spread.
+
+        Any slice of it has nearly the same share of each class as the whole. An image
+        with several labels counts as one of the first. Int [n], always the same.
+        """
+        labels = self.labels
+        if labels.dtype == object:
+            labels = np.array([x[0] if x else -1 for x in labels])
+        by_class = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(labels[by_class])) + 1
+        rng = np.random.default_rng(0)
+        position = np.empty(len(labels))
+        for members in np.split(by_class, starts):
+            members = rng.permutation(members)
+            position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        return np.argsort(position, kind="stable")
 
     def take(self, indices: np.ndarray) -> "ListedSource":
         """Returns the examples at the given positions."""
@@ -84,8 +103,7 @@ class ListedDataset:
         for part in self.parts(expression):
             source = self.splits[part.split]
             if (part.start, part.stop) != (0, len(source)):
-                order = _stratified_order(source.labels)
-                source = source.take(order[part.start : part.stop])
+                source = source.take(source.stratified_order[part.start : part.stop])
             sources.append(source)
         if len(sources) == 1:
             return sources[0]
@@ -122,29 +140,20 @@ def list_files(
     Args:
       name: of the dataset.
       root: its folder.
-      rows: the paths and classes of each split's images.
+      rows: the paths and classes of each split's images; at least one of each split.
       classes: all names in order, if they are given; else those of the rows, sorted.
 
     Raises:
-      DatasetError: there are no images to train on, or one is of no known class.
+      DatasetError: an image is of no known class.
     """
-    empty = [split for split, files in rows.items() if not files]
-    rows = {split: files for split, files in rows.items() if files}
-    if find_split("train", list(rows)) is None:
-        raise DatasetError(
-            f"{name}: no images in {printable(listing(empty)) or 'it'}. Expected "
-            f"<split>/<class>/<image> with images ending in {' '.join(IMAGE_ENDINGS)}, "
-            "in any letter case."
-        )
-    if empty:
-        logger.warning("%s: no images in %s; left out", name, listing(empty))
     counts = {split: Counter[str]() for split in rows}
     for split, files in rows.items():
         for _, label in files:
             counts[split].update([label] if isinstance(label, str) else label)
     found = sorted(set().union(*counts.values()))
     class_names = found if classes is None else list(classes)
-    if unknown := [x for x in found if x not in set(class_names)]:
+    index = {class_name: i for i, class_name in enumerate(class_names)}
+    if unknown := [x for x in found if x not in index]:
         close = difflib.get_close_matches(unknown[0], class_names, 3)
         raise DatasetError(
             f"{name}: {len(unknown)} classes are not in classes.txt: "
@@ -152,7 +161,6 @@ def list_files(
             f"{f', such as {listing(close)}' if close else ''}. Add them to "
             "classes.txt, one name a line, or give it another name."
         )
-    index = {class_name: i for i, class_name in enumerate(class_names)}
     splits = {}
     for split, files in rows.items():
         if missing := [x for x in class_names if not counts[split][x]]:
@@ -259,19 +267,3 @@ def _in_threads(fn: Callable[[str], bytes], paths: np.ndarray) -> Iterator[bytes
     with ThreadPoolExecutor(32) as pool:
         for chunk in pool.map(call, range(0, len(paths), 256)):
             yield from chunk
-
-
-def _stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns a random order in which the examples of each class are evenly spread.
-
-    Any slice of it has nearly the same share of each class as the whole. An image with
-    several labels counts as one of the first.
-    """
-    if labels.dtype == object:
-        labels = np.array([x[0] if x else -1 for x in labels])
-    rng = np.random.default_rng(seed)
-    position = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.argsort(position, kind="stable")

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -125,7 +126,7 @@ def check_splits(dataset: Dataset, train: str, test: str) -> None:
       test: that of the split to test on.
 
     Raises:
-      DatasetError: there is one class only, or the first images of a split cannot be
+      DatasetError: there is one class only, or images from all over a split cannot be
         read or have no labels.
     """
     names = dataset.class_names
@@ -183,19 +184,20 @@ def check_readable(where: str, source: Source) -> None:
     """Reads images from all over a split, until one can be read and has a label.
 
     Raises:
-      DatasetError: none of the first TRIALS can be read, or none has a label.
+      DatasetError: none of up to TRIALS can be read, or none has a label.
     """
-    errors, step = [], max(len(source) // TRIALS, 1)
-    tried = [source[i] for i in range(0, len(source), step)][:TRIALS]
-    count = len(tried)
+    errors, step = [], math.ceil(len(source) / TRIALS)
+    tried = [source[i] for i in range(0, len(source), step)]
+    shown = f"{len(tried)} images{', spread over the split,' if step > 1 else ''}"
+    searched = shown
     has_label = any(example.labels for example in tried)
     if not has_label and tried[0].label == ():
         # Where images may have several labels, most may have none.
-        count = len(source)
-        has_label = any(source[i].labels for i in range(count))
+        searched = f"{len(source)} images"
+        has_label = any(source[i].labels for i in range(len(source)))
     if not has_label:
         raise DatasetError(
-            f"{where}: the first {count} images have no label. Expected a split "
+            f"{where}: none of {searched} has a label. Expected a split "
             "with labels; name another one."
         )
     for example in tried:
@@ -206,6 +208,6 @@ def check_readable(where: str, source: Source) -> None:
         else:
             return
     raise DatasetError(
-        f"{where}: none of {len(tried)} images can be read. The first is {errors[0]}. "
+        f"{where}: none of {shown} can be read. The first is {errors[0]}. "
         "`mixer-jax data check` lists them all."
     )

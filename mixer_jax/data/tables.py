@@ -42,11 +42,20 @@ def open_table(path: pathlib.Path) -> ListedDataset:
     cells = list(_read(path))
     if not cells:
         raise DatasetError(f"{where}: no lines below the header.")
-    several = any(
-        SEPARATOR in label and label not in (classes or ()) for _, _, label, _ in cells
-    )
+    known = set(classes or ())
+    several = [
+        label
+        for _, _, label, _ in cells
+        if SEPARATOR in label and clean_name(label) not in known
+    ]
     if several:
-        logger.warning("%s: %r separates labels; images have several", where, SEPARATOR)
+        logger.warning(
+            "%s: %r separates labels; images have several, such as %r. If that is one "
+            "class, list it in a classes.txt beside the table.",
+            where,
+            SEPARATOR,
+            several[0],
+        )
     pieces = {x[2]: x[2].split(SEPARATOR) if several else [x[2]] for x in cells}
     found = {piece for split in pieces.values() for piece in split if clean_name(piece)}
     clean = clean_classes(where, sorted(found))

@@ -200,7 +200,7 @@ def find_name(name: str, data_dir: str | None) -> str | None:
     if not found and own:  # of "a:b" it would ask the network
         try:
             tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError:
+        except (tfds.core.DatasetNotFoundError, ValueError):  # ValueError: for "x:1"
             return None
         found = base
     if found and found != base:

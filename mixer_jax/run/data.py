@@ -10,12 +10,15 @@ from jax.sharding import Mesh
 
 from mixer_jax.data import dataset, pipeline, preprocess, splits
 from mixer_jax.data.fingerprint import Fingerprint, fingerprint
+from mixer_jax.data.listed import ListedDataset
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config, ConfigError, evals
 from mixer_jax.training import sharding
 
 logger = logging.getLogger(__name__)
+
+DatasetKey = tuple[str, str | None]  # the name of a dataset, and its label_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Data:
     Attributes:
       config: of the run.
       class_names: of the labels.
+      datasets: those that are open, by name and label_key.
       fingerprint: of the two splits, and of those of `evals`; see
         mixer_jax.data.fingerprint.
       multilabel: whether images have several labels.
@@ -54,6 +58,7 @@ class Data:
 
     config: Config
     class_names: Sequence[str]
+    datasets: Mapping[DatasetKey, dataset.Dataset]
     fingerprint: Fingerprint
     multilabel: bool
     train_source: dataset.Source
@@ -86,12 +91,8 @@ def open_data(config: Config) -> Data:
       DatasetError: the dataset or a split is not there, or not as expected; or images
         have several labels, and the loss takes one.
     """
-    opened = dataset.open_dataset(
-        config.dataset,
-        data_dir=config.tfds_data_dir,
-        manual_dir=config.tfds_manual_dir,
-        label_key=config.label_key,
-    )
+    key = config.dataset, config.label_key
+    opened = _open(config, *key)
     train_split, test_split = splits.choose_splits(
         config.dataset, opened, config.pp.train, config.pp.test
     )
@@ -100,6 +101,7 @@ def open_data(config: Config) -> Data:
     data = Data(
         config,
         list(opened.class_names),
+        {key: opened},
         fingerprint(opened, (train_split, test_split)),
         isinstance(train_source[0].label, tuple),
         train_source,
@@ -122,9 +124,14 @@ def open_data(config: Config) -> Data:
         ),
     )
     if data.multilabel and config.loss != "sigmoid":
+        hint = (
+            " If a | in the table is part of a name, as in a|b, write a classes.txt "
+            "beside the table that lists all classes, and a|b as one of them."
+        )
         raise dataset.DatasetError(
             f"The images of {printable(config.dataset)} have several labels, but loss "
             f"is {config.loss}, which takes one. Set --config.loss=sigmoid."
+            f"{hint if isinstance(opened, ListedDataset) else ''}"
         )
     splits.check_splits(opened, train_split, test_split)
     logger.info(
@@ -149,16 +156,19 @@ def open_evals(data: Data) -> Data:
       ConfigError: an evaluator of the head has other classes than the run.
     """
     config, opened = data.config, {}
+    datasets = dict(data.datasets)  # each is opened once, and warns once
     splits_of = dict(data.fingerprint["splits"])
+    known = {
+        (config.dataset, config.label_key, expression): digests
+        for expression, digests in splits_of.items()
+    }
     for name, spec in evals(config).items():
         key = f"config.evals.{name}"
-        with _named(f"{key}.dataset"):
-            found = dataset.open_dataset(
-                spec.dataset,
-                data_dir=config.tfds_data_dir,
-                manual_dir=config.tfds_manual_dir,
-                label_key=spec.label_key,
-            )
+        which = spec.dataset, spec.label_key
+        if which not in datasets:
+            with _named(f"{key}.dataset"):
+                datasets[which] = _open(config, *which)
+        found = datasets[which]
         num_classes = len(found.class_names)
         sources = []
         is_probe = spec.type == "fewshot"
@@ -171,8 +181,11 @@ def open_evals(data: Data) -> Data:
                         source, num_classes, max(spec.shots)
                     )
                 sources.append(source)
-                one = fingerprint(found, [spec[part]])
-                splits_of[f"{key}.{part}"] = one["splits"][spec[part]]
+                examples = (*which, spec[part])
+                if examples not in known:
+                    one = fingerprint(found, [spec[part]])
+                    known[examples] = one["splits"][spec[part]]
+                splits_of[f"{key}.{part}"] = known[examples]
         if not is_probe and num_classes != len(data.class_names):
             raise ConfigError(
                 f"{key}.dataset has {num_classes} classes, and the run "
@@ -183,7 +196,19 @@ def open_evals(data: Data) -> Data:
             _warn_of_other_names(key, found.class_names, data.class_names)
         opened[name] = EvalData(spec, num_classes, *sources)
     return dataclasses.replace(
-        data, fingerprint=data.fingerprint | {"splits": splits_of}, evals=opened
+        data,
+        datasets=datasets,
+        fingerprint=data.fingerprint | {"splits": splits_of},
+        evals=opened,
+    )
+
+
+def _open(config: Config, name: str, label_key: str | None) -> dataset.Dataset:
+    return dataset.open_dataset(
+        name,
+        data_dir=config.tfds_data_dir,
+        manual_dir=config.tfds_manual_dir,
+        label_key=label_key,
     )
 
 

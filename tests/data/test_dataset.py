@@ -135,3 +135,13 @@ def test_photographs_of_users_are_turned_upright_and_stored_ones_are_not(tmp_pat
     assert example.pixels().shape == (640, 427, 3)
     stored = example._replace(image=path.read_bytes())
     assert stored.pixels().shape == (427, 640, 3)
+
+
+def test_label_key_is_refused_where_there_are_no_features(tmp_path):
+    (tmp_path / "photos.csv").write_text("path,label\na.png,x\n")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "photos").mkdir()
+    for name in ("digits", str(tmp_path / "photos"), str(tmp_path / "photos.csv")):
+        message = f"{name}: found label_key 'real_label'. Expected none.*Leave out"
+        with pytest.raises(DatasetError, match=message):
+            open_dataset(name, label_key="real_label")

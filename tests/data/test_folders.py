@@ -1,6 +1,7 @@
 import logging
 import os
 import pathlib
+import re
 
 import pytest
 from PIL import Image
@@ -68,6 +69,17 @@ def test_empty_folder(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(DatasetError, match="no images in train"):
         open_dataset(str(tmp_path))
+
+
+def test_a_folder_one_level_too_low(tmp_path, caplog, monkeypatch):
+    root = touch_folder(tmp_path, {"train/cat": 18, "train/dog": 2})
+    monkeypatch.chdir(root / "train/cat")
+    above = re.escape(str(root / "train"))
+    for name in (str(root / "train/cat"), "."):
+        message = rf"18 images are not in class folders.*the folder above: {above}\."
+        with pytest.raises(DatasetError, match=message):
+            open_dataset(name)
+    assert not caplog.text  # the message says it
 
 
 def test_split_folder_without_images_is_left_out_and_told(tmp_path, caplog):

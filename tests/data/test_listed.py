@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from mixer_jax.data.dataset import DatasetError, open_dataset
+from mixer_jax.data.fingerprint import fingerprint
+from mixer_jax.data.listed import ListedSource
 
-from ..examples import labels, names, write_folder
+from ..examples import labels, names, touch_folder, write_folder
 
 
 def test_digits_have_a_fixed_stratified_split():
@@ -53,3 +55,38 @@ def test_missing_split_names_one_that_is_there(tmp_path):
     root = write_folder(tmp_path, {"train/a": 1, "val/a": 1})
     with pytest.raises(DatasetError, match=r"no split 'test'.*--config.pp.test=val"):
         open_dataset(str(root)).split("test")
+
+
+def test_the_order_of_slices_stays_as_it_was():
+    """The examples of train[:90%] must not change from one version to the next."""
+
+    def expected(labels):
+        rng = np.random.default_rng(0)
+        position = np.empty(len(labels))
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            spread = np.arange(len(members)) + rng.random()
+            position[members] = spread / len(members)
+        return np.argsort(position, kind="stable")
+
+    labels = np.random.default_rng(1).geometric(0.1, 500)  # some classes are missing
+    for single in (labels, np.sort(labels), labels[:1]):
+        source = ListedSource(np.arange(len(single)), single)
+        np.testing.assert_array_equal(source.stratified_order, expected(single))
+    several = np.empty(500, object)
+    several[:] = [(int(x), 3)[: x % 3] for x in labels]
+    source = ListedSource(labels, several)
+    first = np.where(labels % 3 == 0, -1, labels)
+    np.testing.assert_array_equal(source.stratified_order, expected(first))
+
+
+def test_the_order_of_a_split_is_computed_once(tmp_path, monkeypatch):
+    dataset = open_dataset(str(touch_folder(tmp_path, {"a": 6, "b": 6})))
+    order, made = ListedSource.stratified_order.func, []
+    monkeypatch.setattr(
+        ListedSource.stratified_order, "func", lambda x: made.append(1) or order(x)
+    )
+    for expression in ("train[:50%]", "train[50%:]", "train[:2]+train[3:]"):
+        fingerprint(dataset, [expression])
+        dataset.split(expression)
+    assert len(made) == 1

@@ -141,7 +141,7 @@ def test_a_split_without_labels_is_found_before_the_run(tfds_dir):
         for i in range(14)
         if not dataset.split(f"test[{i}:{i + 1}]")[0].labels
     )
-    with pytest.raises(DatasetError, match="the first 1 images have no label"):
+    with pytest.raises(DatasetError, match="none of 1 images has a label"):
         check_readable("x", dataset.split(bare))
 
 
@@ -171,3 +171,25 @@ def test_labels_may_be_rare_where_images_may_have_several():
             return Example(image, (1,) if i == 777 else (), f"image {i}")
 
     check_readable("x", Rare())
+
+
+@pytest.mark.parametrize("size", [21, 39, 100])
+def test_the_images_that_are_tried_are_spread_over_the_split(size):
+    class Ends:
+        """Only the last images have labels, or none."""
+
+        labelled = 0
+
+        def __len__(self):
+            return size
+
+        def __getitem__(self, i):
+            label = 1 if i >= size - self.labelled else -1
+            return Example(np.zeros((2, 2, 3), np.uint8), label, f"image {i}")
+
+    source = Ends()
+    message = r"none of \d+ images, spread over the split, has a label"
+    with pytest.raises(DatasetError, match=message):
+        check_readable("x", source)
+    source.labelled = 6
+    check_readable("x", source)

@@ -1,5 +1,6 @@
 import importlib.util
 import logging
+import re
 
 import pytest
 
@@ -79,6 +80,14 @@ def test_tfds_spelling_is_told(tmp_path, caplog, monkeypatch):
     assert "cifar-10 is taken for cifar10 of TensorFlow Datasets" in caplog.text
     for name in ("a:b", "huggingface:mnist", "x/y/z", "no_such_dataset", "user/repo"):
         assert find_name(name, str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["x:1", "x:*", "x/y:1", "x:1..2", "x/,", "x/a=b,c", "1x", "_", "Ünï"]
+)
+def test_tfds_names_that_it_cannot_read_are_no_datasets(tmp_path, name):
+    with pytest.raises(DatasetError, match=f"no dataset '{re.escape(name)}'.*Expected"):
+        open_dataset(name, data_dir=str(tmp_path))
 
 
 def test_tfds_unprepared_names_the_extra(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What is wrong with the data of a run shows before the run begins."""
 
+import shutil
+
 import pytest
 
 from configs import common
@@ -71,6 +73,29 @@ def test_the_fingerprint_has_the_evaluators_too(photos):
     ]
 
 
+def test_a_dataset_is_opened_once_and_warns_once(photos, tmp_path, caplog):
+    for name in ("photos", "other"):
+        shutil.copytree(photos, tmp_path / name)
+        (tmp_path / name / "train/loose.png").touch()
+    config = config_of(tmp_path / "photos")
+    common.add_evaluator(config, "same", split="train[:50%]")
+    for name in ("probe", "again"):
+        spec = {"type": "fewshot", "shots": (1,), "dataset": str(tmp_path / "other")}
+        common.add_evaluator(config, name, **spec)
+    data = open_evals(open_data(config))
+    for name in ("photos", "other"):
+        warning = f"{tmp_path / name}/train: left out 1 images"
+        assert caplog.text.count(warning) == 1
+    # The fingerprint is as if each had been opened and read by itself.
+    splits = data.fingerprint["splits"]
+    assert splits["config.evals.more.split"] == splits["test"]
+    assert splits["config.evals.same.split"] != splits["train"]
+    for part in ("split", "train_split"):
+        digests = splits[f"config.evals.probe.{part}"]
+        assert digests == splits[f"config.evals.again.{part}"]
+    assert digests == splits["train"]
+
+
 def test_several_labels_need_a_loss_that_takes_them(tfds_dir):
     config = tiny_config(
         dataset="tiny_shapes", tfds_data_dir=tfds_dir, label_key="real_label"
@@ -86,6 +111,24 @@ def test_several_labels_need_a_loss_that_takes_them(tfds_dir):
     found = open_evals(open_data(config)).evals
     kinds = {name: type(x.source[0].label) for name, x in found.items()}
     assert kinds == {"more": tuple, "one": int}
+
+
+def test_a_name_with_a_separator_can_stay_one_class(photos, tmp_path):
+    files = sorted(photos.glob("train/*/*"))
+    table = tmp_path / "table.csv"
+    rows = [f"{x},{'a|b' if 'bee' in x.parts else 'c'}" for x in files]
+    table.write_text("\n".join(["path,label", *rows]))
+    config = tiny_config(dataset=str(table))
+    config.pp.train, config.pp.test = "train[:75%]", "train[75%:]"
+    message = (
+        r"--config\.loss=sigmoid\. If a \| .* part of a name.* classes\.txt beside"
+    )
+    with pytest.raises(DatasetError, match=message):
+        open_data(config)
+    (tmp_path / "classes.txt").write_text("a|b\nc\n")
+    data = open_data(config)
+    assert data.class_names == ["a|b", "c"]
+    assert not data.multilabel
 
 
 def test_label_key_that_is_not_there(tfds_dir):
