@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from mixer_jax.data.dataset import (
     Dataset,
     DatasetError,
@@ -118,7 +120,8 @@ def choose_splits(
 def check_splits(dataset: Dataset, train: str, test: str) -> None:
     """Looks for what would spoil a run, before it starts.
 
-    Warns of examples that are trained and tested on, or twice in a split.
+    Warns of examples that are trained and tested on or twice in a split, and of classes
+    that a slice lacks.
 
     Args:
       dataset: see `open_dataset`.
@@ -157,7 +160,30 @@ def check_splits(dataset: Dataset, train: str, test: str) -> None:
             train,
         )
     for expression in parts:
-        check_readable(f"{dataset.name}, {expression}", dataset.split(expression))
+        source = dataset.split(expression)
+        check_readable(f"{dataset.name}, {expression}", source)
+        if expression not in dataset.split_names:  # of whole splits it is told already
+            _warn_of_missing_classes(dataset, expression, source)
+
+
+def _warn_of_missing_classes(dataset: Dataset, expression: str, source: Source) -> None:
+    """Warns of classes without an image in a slice, if the labels are in memory."""
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        return
+    if labels.dtype == object:  # of each image a tuple
+        labels = list(itertools.chain.from_iterable(labels))
+    found = set(np.unique(labels).tolist())
+    missing = [x for i, x in enumerate(dataset.class_names) if i not in found]
+    if missing:
+        logger.warning(
+            "%s: %d of %d classes have no image in %s: %s",
+            dataset.name,
+            len(missing),
+            len(dataset.class_names),
+            expression,
+            listing(missing, 10),
+        )
 
 
 def count_parts(parts: Sequence[Part]) -> int:

@@ -193,3 +193,13 @@ def test_the_images_that_are_tried_are_spread_over_the_split(size):
         check_readable("x", source)
     source.labelled = 6
     check_readable("x", source)
+
+
+def test_a_class_that_a_slice_lacks_is_told(tmp_path, caplog):
+    root = write_folder(tmp_path, {"normal": 40, "defect": 1})
+    dataset = open_dataset(str(root))
+    with caplog.at_level(logging.WARNING):
+        check_splits(dataset, "train[:90%]", "train[90%:]")
+    slices = [f"train[{x}]" for x in (":90%", "90%:")]
+    lines = [f"1 of 2 classes have no image in {x}: defect" for x in slices]
+    assert sum(line in caplog.text for line in lines) == 1
