@@ -25,6 +25,7 @@ import jax
 # through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
+from mixer_jax.training.stopping import RunStopped
 from mixer_jax.training.watch import ProcessError, Watch
 
 __all__ = ["ProcessError", "RunStopped"]
@@ -44,19 +45,6 @@ JAX_SHUTDOWN_SECS = 30
 SHARED_FOLDER_SECS = 20
 
 _watch: Watch | None = None  # of a run of several processes
-
-
-class RunStopped(Exception):  # noqa: N818 - it is no error
-    """A signal asked the run to stop. What it had computed is saved."""
-
-    def __init__(self, step: int, total_steps: int, workdir: pathlib.Path):
-        text = "Stopped before the first step; nothing is lost."
-        if step:
-            text = (
-                f"Stopped at step {step} of {total_steps}. The same command continues "
-                f"from there, in {workdir}."
-            )
-        super().__init__(text)
 
 
 def initialize(
@@ -272,14 +260,15 @@ def _is_loopback(host: str) -> bool:
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
 
-    Several processes stop after the same step; see `Watch.stop_requested`.
+    Several processes stop after the same step; see `Watch.stop_signals`.
 
     Yields:
       A function that returns whether the run is to stop, from the number of steps done.
     """
     watch = current()
     if watch is not None:
-        yield watch.stop_requested
+        with watch.stop_signals() as stop_requested:
+            yield stop_requested
         return
     requested = threading.Event()
 
@@ -293,16 +282,16 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
             signal.Signals(number).name,
         )
 
-    def stop_requested(step: int) -> bool:
+    def is_requested(step: int) -> bool:
         del step
         return requested.is_set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
+        yield is_requested
         return
     old = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop_requested
+        yield is_requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -7,6 +7,7 @@ store of JAX's coordination service, which process 0 serves. It works between pr
 that have other devices or programs, where a collective would hang.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -15,12 +16,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+
+from mixer_jax.training.stopping import ANSWER_SECS, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,6 @@ WAIT_SECS = 300.0
 
 # A signal ends a process within 10 s. Until ANSWER_SECS the others may answer, until
 # LEAVE_SECS Python may end in order.
-ANSWER_SECS = 6.0
 LEAVE_SECS = 8.0
 
 # How long a process that fails waits for the others to end too.
@@ -45,7 +47,7 @@ SHUTDOWN_SECS = 15.0
 # Processes fail together, as when a loss is not finite: each may say so itself.
 FAIL_SECS = 3.0
 
-_STORE = "mixer_jax/watch/"
+_STORE = "mixer_jax/"
 _RESTART = "Start all again: they continue from the newest checkpoint."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -77,13 +79,11 @@ class Watch:
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
         self._left = self._closed = False
-        self._end_at = self._answer_at = self._leave_at = math.inf
+        self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
-        # Of the step: a process that has told the others its step stays there.
-        self._lock = threading.Lock()
-        self._step = self._stop_step = -1
-        self._stop_wanted, self._told_step, self._unanswered = "", False, [0]
+        self._runs = 0
+        self._stop = self._new_stop()
         self._handlers: dict[int, Any] = {}
         self._main_thread, self._own_signal = threading.get_ident(), False
         self._signals, self._signals_write = os.pipe()
@@ -103,7 +103,7 @@ class Watch:
         """
         self._failure, self._fail_at = None, math.inf
         self._client, self.index, self.count = client, index, count
-        self.doing = "starting"
+        self.doing, self._stop = "starting", self._new_stop()
         threading.Thread(target=self._poll, daemon=True).start()
 
     def close(self) -> None:
@@ -136,9 +136,9 @@ class Watch:
         """
         senders = range(self.count) if senders is None else senders
         self._exchanges += 1
-        folder, start = f"mixer_jax/exchange/{self._exchanges}/", time.monotonic()
+        folder, start = f"exchange/{self._exchanges}/", time.monotonic()
         if self.index in senders:
-            self._client.key_value_set(f"{folder}{self.index}", value)
+            self._write(f"{folder}{self.index}", value)
         doing, pause = self.doing, 0.01
         while True:
             found = self._read(folder)
@@ -154,16 +154,29 @@ class Watch:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
-    def stop_requested(self, step: int) -> bool:
-        """Returns whether all processes stop after `step`, as a signal asked one.
+    @contextlib.contextmanager
+    def stop_signals(self) -> Iterator[Callable[[int], bool]]:
+        """Makes the first signal a request to stop this run; see `Stop`.
 
-        Call it in each process with every step. Before the first call a signal ends
-        the process at once, since there is nothing to save.
+        Yields:
+          A function that returns whether all processes stop, from the number of steps
+          done. Call it in each process with every step. Before the first call a signal
+          ends the process at once, since there is nothing to save.
         """
-        with self._lock:
-            self._step = step
+        self._runs += 1
+        stop = self._stop = self._new_stop()
+
+        def requested(step: int) -> bool:
             self.doing = f"in step {step + 1}"
-            return 0 <= self._stop_step <= step
+            return stop.requested(step)
+
+        try:
+            yield requested
+        finally:
+            stop.is_over = True
+
+    def _new_stop(self) -> Stop:
+        return Stop(self._runs, self.index, self.count, self._write, self._read)
 
     def __enter__(self) -> "Watch":
         return self
@@ -194,14 +207,16 @@ class Watch:
     def _tell(self, error: BaseException) -> None:
         """Tells the others what ends this process."""
         if self._client is not None:
-            self._set(f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000])
+            self._write(
+                f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000]
+            )
 
-    def _set(self, key: str, value: str) -> None:
+    def _write(self, key: str, value: str) -> None:
         self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
 
     def _read(self, folder: str) -> dict[int, str]:
-        found = self._client.key_value_dir_get(folder)
-        return {int(key.removeprefix(folder)): value for key, value in found}
+        found = self._client.key_value_dir_get(_STORE + folder)
+        return {int(k.removeprefix(_STORE + folder)): value for k, value in found}
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: raises what ends this process, if a thread says so."""
@@ -248,12 +263,12 @@ class Watch:
                 self._exit()
             elif self._failure and now > self._fail_at:
                 self._end(self._failure, now + LEAVE_SECS)
-            elif now > self._answer_at:
+            elif self._stop.is_late():
                 self._end(
                     ProcessError(
                         f"A signal asked this run to stop while {self.doing}, and "
-                        f"{process_names(self._unanswered)} did not answer. Nothing "
-                        f"was saved. {_RESTART}"
+                        f"{process_names(self._stop.unanswered)} did not answer. "
+                        f"Nothing was saved. {_RESTART}"
                     ),
                     now + 1,
                 )
@@ -272,8 +287,7 @@ class Watch:
             self._end_at = now
         elif self._end_at < math.inf:
             pass  # it ends already
-        elif self._step >= 0 and not self._stop_wanted:
-            self._stop_wanted, self._answer_at = name, now + ANSWER_SECS
+        elif self._stop.request(name):
             logger.info(
                 "%s: all processes stop after their step. Once more to stop this one "
                 "at once, without saving.",
@@ -281,7 +295,8 @@ class Watch:
             )
         else:
             self._leave_at = now + LEAVE_SECS
-            lost = "Nothing is lost." if self._step < 0 else "Nothing was saved."
+            is_saved = self._stop.step < 0 or self._stop.is_over
+            lost = "Nothing is lost." if is_saved else "Nothing was saved."
             error = KeyboardInterrupt(f"{name} while {self.doing}. {lost}")
             self._end(error, now + ANSWER_SECS)
 
@@ -294,13 +309,10 @@ class Watch:
         silence = dict.fromkeys(range(self.count) if self.index == 0 else (), 0.0)
         while not (self._closed or self._left):
             try:
-                self._set(f"alive/{self.index}", str(time.monotonic()))
-                if self._stop_wanted:
-                    self._set("stop/0", self._stop_wanted)
-                alive = self._read(f"{_STORE}alive/") if silence else {}
-                ended = self._read(f"{_STORE}ended/")
-                if self._stop_step < 0 and self._read(f"{_STORE}stop/"):
-                    self._agree_to_stop()
+                self._write(f"alive/{self.index}", str(time.monotonic()))
+                alive = self._read("alive/") if silence else {}
+                ended = self._read("ended/")
+                self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)
                 continue
@@ -316,8 +328,7 @@ class Watch:
             silent = [i for i, secs in silence.items() if secs > LOST_SECS]
             if silent and not ended:
                 self._lost(silent)
-            is_agreeing = self._told_step and self._stop_step < 0
-            pause = POLL_SECS / 10 if is_agreeing else POLL_SECS
+            pause = POLL_SECS / 10 if self._stop.is_agreeing() else POLL_SECS
             time.sleep(pause)
 
     def _lost(self, silent: Sequence[int]) -> None:
@@ -327,24 +338,6 @@ class Watch:
             f"cannot be reached. {_RESTART}"
         )
         self._end(error, time.monotonic() + FAIL_SECS)
-
-    def _agree_to_stop(self) -> None:
-        """Finds the step after which all processes stop: the next of the foremost.
-
-        A process that has told its step does not start another one until all have.
-        """
-        if not self._told_step:
-            self._lock.acquire()
-            self._told_step = True
-            now = time.monotonic()
-            self._answer_at = min(self._answer_at, now + ANSWER_SECS)
-            self._set(f"step/{self.index}", str(self._step))
-        steps = self._read(f"{_STORE}step/")
-        self._unanswered = [i for i in range(self.count) if i not in steps]
-        if not self._unanswered:
-            self._stop_step = max(map(int, steps.values())) + 1
-            self._answer_at = math.inf
-            self._lock.release()
 
 
 def process_names(indices: Sequence[int]) -> str:
