@@ -7,6 +7,7 @@ store of JAX's coordination service, which process 0 serves. It works between pr
 that have other devices or programs, where a collective would hang.
 """
 
+import atexit
 import contextlib
 import logging
 import math
@@ -23,7 +24,7 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from mixer_jax.training.stopping import ANSWER_SECS, Stop
+from mixer_jax.training.stopping import ANSWER_SECS, RunStopped, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ WAIT_SECS = 300.0
 # LEAVE_SECS Python may end in order.
 LEAVE_SECS = 8.0
 
-# How long a process that fails waits for the others to end too.
+# How long JAX may wait at the end for others, if a process failed or does not end.
 SHUTDOWN_SECS = 15.0
 
 # Processes fail together, as when a loss is not finite: each may say so itself.
@@ -59,7 +60,8 @@ class ProcessError(RuntimeError):
 class Watch:
     """This process among those of a run.
 
-    Leaving its `with` block with an error tells the other processes.
+    Leaving its `with` block with an error tells the other processes. At the end of the
+    program a process waits for the others.
 
     Attributes:
       doing: what the main thread does, for messages: "while {doing}".
@@ -79,6 +81,7 @@ class Watch:
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
         self._left = self._closed = False
+        self._status = 1  # of this process, if a thread has to end it
         self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
@@ -105,6 +108,7 @@ class Watch:
         self._client, self.index, self.count = client, index, count
         self.doing, self._stop = "starting", self._new_stop()
         threading.Thread(target=self._poll, daemon=True).start()
+        atexit.register(self._wait_at_end)  # before JAX's own, as that is older
 
     def close(self) -> None:
         """Stops watching; signals do what they did before."""
@@ -187,22 +191,39 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tells the others of an error, and lets JAX wait for them for a while."""
+        """Tells the others of an error, and lets JAX wait for them for a while.
+
+        A run that stopped or is complete is no error: the others may still close files.
+        """
+        self._status = int(error is not None)
+        if error is None or isinstance(error, RunStopped):
+            return
         self._left = True
         self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
-        self._last_words = error or ProcessError(
-            f"The run is complete, but another process did not end in "
-            f"{SHUTDOWN_SECS:.0f} s."
-        )
-        if error is not None:
-            self._tell(error)
-            self._last_words = None  # the caller has it
+        self._tell(error)
+        self._last_words = None  # the caller has it
         if isinstance(error, JaxRuntimeError):
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
                 f"see its message. {_RESTART}"
             ) from error
+
+    def _wait_at_end(self) -> None:
+        """Waits until all processes are here, so that JAX's own wait, next, is short.
+
+        JAX ends a process at once when another one has gone.
+        """
+        if self._left:
+            return
+        try:
+            self.collect("to end the program", "")
+        except (ProcessError, KeyboardInterrupt) as error:
+            logger.warning("%s: %s", type(error).__name__, error)
+            self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
+            self._last_words = None
+            self._tell(error)
+        self._left = True
 
     def _tell(self, error: BaseException) -> None:
         """Tells the others what ends this process."""
@@ -248,7 +269,7 @@ class Watch:
             telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(0.8)  # process 0 may not answer
-        os._exit(1)
+        os._exit(self._status)
 
     def _watch_signals(self) -> None:
         """Ends waits: on signals, when time is over, when another process failed."""
