@@ -177,16 +177,18 @@ def check_shared(folder: pathlib.Path) -> None:
     if watch is None:
         return
     name = f".{secrets.token_hex(8)}.shared"
-    if watch.index == 0:
-        (folder / name).touch()
-    (name,) = watch.collect("to write into the work directory", name, senders=[0])
-    mark = folder / name
-    deadline = time.monotonic() + SHARED_FOLDER_SECS
-    while not mark.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    seen = watch.collect("to look at the work directory", str(mark.exists()))
-    if watch.index == 0:
-        mark.unlink()
+    try:
+        if watch.index == 0:
+            (folder / name).touch()
+        (name,) = watch.collect("to write into the work directory", name, senders=[0])
+        mark = folder / name
+        deadline = time.monotonic() + SHARED_FOLDER_SECS
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen = watch.collect("to look at the work directory", str(mark.exists()))
+    finally:
+        if watch.index == 0:
+            (folder / name).unlink(missing_ok=True)
     if "False" in seen:
         raise ProcessError(
             f"{folder} is not the same folder for all processes: what process 0 writes "
