@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mixer_jax.training.processes import current
-from mixer_jax.training.watch import ProcessError, process_names
+from mixer_jax.training.stopping import ProcessError, process_names
 
 _PACKAGES = (
     "flax",

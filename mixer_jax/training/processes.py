@@ -25,8 +25,8 @@ import jax
 # through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
-from mixer_jax.training.stopping import RunStopped
-from mixer_jax.training.watch import ProcessError, Watch
+from mixer_jax.training.stopping import ProcessError, RunStopped
+from mixer_jax.training.watch import Watch
 
 __all__ = ["ProcessError", "RunStopped"]
 
@@ -68,7 +68,8 @@ def initialize(
       process_id: of this one, from 0.
 
     Returns:
-      A context. If its block ends with an error, the other processes are told.
+      A context. If its block ends with an error, the other processes are told. At the
+      end of the program each process waits for the others, for 300 s at most.
 
     Raises:
       ProcessError: only some of the three are known, they contradict each other, or
@@ -138,7 +139,7 @@ def _connect(
     watch.connected(
         global_state.client, global_state.process_id, global_state.num_processes
     )
-    return watch
+    return watch.telling()
 
 
 def _initialize(**kwargs: Any) -> None:

@@ -1,13 +1,17 @@
-"""A run that a signal asks to stop: its processes stop after the same step."""
+"""How a run ends early: another process fails, or a signal asks it to stop."""
 
 import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # So long the other processes have to answer.
 ANSWER_SECS = 6.0
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot be connected, differ, or another one failed."""
 
 
 class RunStopped(Exception):  # noqa: N818 - it is no error
@@ -110,3 +114,9 @@ class Stop:
         if not self.unanswered:
             self._last_step = max(map(int, steps.values())) + 1
             self._lock.release()
+
+
+def process_names(indices: Sequence[int]) -> str:
+    """Names processes: "process 1", "processes 1, 2"."""
+    listed = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"process{'es' if len(indices) > 1 else ''} {listed}"

@@ -18,13 +18,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
 
-from mixer_jax.training.stopping import ANSWER_SECS, RunStopped, Stop
+from mixer_jax.training.stopping import (
+    ANSWER_SECS,
+    ProcessError,
+    RunStopped,
+    Stop,
+    process_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +59,10 @@ _RESTART = "Start all again: they continue from the newest checkpoint."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class ProcessError(RuntimeError):
-    """The processes of a run cannot be connected, differ, or another one failed."""
-
-
 class Watch:
     """This process among those of a run.
 
-    Leaving its `with` block with an error tells the other processes. At the end of the
-    program a process waits for the others.
+    At the end of the program a process waits for the others.
 
     Attributes:
       doing: what the main thread does, for messages: "while {doing}".
@@ -80,8 +81,7 @@ class Watch:
         self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
-        self._left = self._closed = False
-        self._status = 1  # of this process, if a thread has to end it
+        self._left = self._closed = self._done = False
         self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
@@ -182,27 +182,21 @@ class Watch:
     def _new_stop(self) -> Stop:
         return Stop(self._runs, self.index, self.count, self._write, self._read)
 
-    def __enter__(self) -> "Watch":
-        return self
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the other processes of an error that ends its block.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Tells the others of an error, and lets JAX wait for them for a while.
-
-        A run that stopped or is complete is no error: the others may still close files.
+        A run that stopped is no error: the others may still close their files.
         """
-        self._status = int(error is not None)
-        if error is None or isinstance(error, RunStopped):
-            return
-        self._left = True
-        self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
-        self._tell(error)
-        self._last_words = None  # the caller has it
-        if isinstance(error, JaxRuntimeError):
+        try:
+            yield
+            self._done = True
+        except RunStopped:
+            raise
+        except BaseException as error:
+            self._leave(error)
+            if not isinstance(error, JaxRuntimeError):
+                raise
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
@@ -210,27 +204,31 @@ class Watch:
             ) from error
 
     def _wait_at_end(self) -> None:
-        """Waits until all processes are here, so that JAX's own wait, next, is short.
-
-        JAX ends a process at once when another one has gone.
-        """
+        """Waits for all processes, as JAX ends them soon after one has gone."""
         if self._left:
             return
-        try:
-            self.collect("to end the program", "")
-        except (ProcessError, KeyboardInterrupt) as error:
-            logger.warning("%s: %s", type(error).__name__, error)
-            self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
-            self._last_words = None
-            self._tell(error)
+        error = self._last_words or getattr(sys, "last_value", None)  # not caught
+        if error is None or isinstance(error, RunStopped):
+            try:
+                self.collect("to end the program", "")
+                self._left = True
+                return
+            except (ProcessError, JaxRuntimeError, KeyboardInterrupt) as failed:
+                logger.warning("%s: %s", type(failed).__name__, failed)
+                error = failed
+        self._leave(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Tells the others of an error, and lets JAX wait for them for a while."""
         self._left = True
+        self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
+        self._last_words = None  # the caller has it
+        self._tell(error)
 
     def _tell(self, error: BaseException) -> None:
-        """Tells the others what ends this process."""
-        if self._client is not None:
-            self._write(
-                f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000]
-            )
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(JaxRuntimeError):  # process 0 may have gone
+            self._write(f"ended/{self.index}", text[:2000])
 
     def _write(self, key: str, value: str) -> None:
         self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
@@ -250,6 +248,7 @@ class Watch:
         """Raises `error` in the main thread, and ends the process if it is stuck."""
         if self._end_at == math.inf:
             self._error, self._last_words, self._end_at = error, error, end_at
+            self._done = False
             if self._handlers:  # a true signal, as it also ends a system call
                 self._own_signal = True
                 signal.pthread_kill(self._main_thread, signal.SIGTERM)
@@ -269,7 +268,7 @@ class Watch:
             telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(0.8)  # process 0 may not answer
-        os._exit(self._status)
+        os._exit(0 if self._done else 1)
 
     def _watch_signals(self) -> None:
         """Ends waits: on signals, when time is over, when another process failed."""
@@ -359,9 +358,3 @@ class Watch:
             f"cannot be reached. {_RESTART}"
         )
         self._end(error, time.monotonic() + FAIL_SECS)
-
-
-def process_names(indices: Sequence[int]) -> str:
-    """Names processes: "process 1", "processes 1, 2"."""
-    listed = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
-    return f"process{'es' if len(indices) > 1 else ''} {listed}"

@@ -164,16 +164,18 @@ def run(total_steps, close_secs=0):
 
 try:
     with processes.initialize(address, 2, int(index)):
-        if what != "complete":
+        if what in ("stop", "again"):
             try:
                 run(100_000, close_secs=5 * (what == "stop" and index == "1"))
             except processes.RunStopped as stopped:
                 if what != "again":
                     raise
                 print(stopped)
-        if what in ("complete", "again"):
+        if what != "stop":
             run(300)
     print("computes")
+    if what == "fail" and index == "0":
+        raise ValueError("after the run")
     time.sleep(3 * (index == "0"))
     print("done")
 except (processes.ProcessError, processes.RunStopped, KeyboardInterrupt) as error:
@@ -220,3 +222,11 @@ def test_a_second_run_in_a_program_does_not_stop_as_the_first_did():
         assert "Stopped at step" in output
         assert output.endswith("ready\ncomputes\ndone\n"), output
         assert run.returncode == 0
+
+
+def test_an_error_after_the_run_is_told_at_the_end():
+    runs = start_two_of(ENDING, "fail")
+    first, second = finish(*runs, timeout=30)
+    assert runs[0].returncode == 1
+    assert "ValueError: after the run" in first
+    assert "Process 0 ended with ValueError: after the run" in second
