@@ -4,7 +4,9 @@ import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from mixer_jax.training.store import Store
 
 # So long the other processes have to answer.
 ANSWER_SECS = 6.0
@@ -39,27 +41,19 @@ class Stop:
       is_over: whether the run has ended here.
     """
 
-    def __init__(
-        self,
-        number: int,
-        index: int,
-        count: int,
-        write: Callable[[str, str], None],
-        read: Callable[[str], dict[int, str]],
-    ):
+    def __init__(self, number: int, index: int, count: int, store: Store):
         """Starts without a request.
 
         Args:
           number: of the run in this program. Runs do not share their keys.
           index: of this process.
           count: of all processes.
-          write: writes a value under a key that all processes can read.
-          read: returns the values of all processes in a folder of keys.
+          store: of all processes.
         """
         self.step, self.signal, self.is_over = -1, "", False
         self.unanswered = [0]
         self._folder = f"stop/{number}/"
-        self._index, self._count, self._write, self._read = index, count, write, read
+        self._index, self._count, self._store = index, count, store
         # Of the step: a process that has told the others its step stays there.
         self._lock = threading.Lock()
         self._told, self._last_step = False, -1
@@ -83,6 +77,11 @@ class Stop:
         self.signal, self._answer_at = name, time.monotonic() + ANSWER_SECS
         return True
 
+    def describe_loss(self) -> str:
+        """Says what is lost if this process ends at once."""
+        is_saved = self.step < 0 or self.is_over
+        return "Nothing is lost." if is_saved else "Nothing was saved."
+
     def is_late(self) -> bool:
         """Returns whether the other processes had to answer before now."""
         is_open = self._last_step < 0 and not self.is_over
@@ -100,16 +99,16 @@ class Stop:
         if self._last_step >= 0:
             return
         if self.signal:
-            self._write(f"{self._folder}asked/0", self.signal)
-        if not self._read(f"{self._folder}asked/"):
+            self._store.write(f"{self._folder}asked/0", self.signal)
+        if not self._store.read(f"{self._folder}asked/"):
             return
         if not self._told:
             self._lock.acquire()
             self._told = True
             now = time.monotonic()
             self._answer_at = min(self._answer_at, now + ANSWER_SECS)
-        self._write(f"{self._folder}step/{self._index}", str(self.step))
-        steps = self._read(f"{self._folder}step/")
+        self._store.write(f"{self._folder}step/{self._index}", str(self.step))
+        steps = self._store.read(f"{self._folder}step/")
         self.unanswered = [i for i in range(self._count) if i not in steps]
         if not self.unanswered:
             self._last_step = max(map(int, steps.values())) + 1

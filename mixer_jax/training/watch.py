@@ -2,9 +2,7 @@
 
 While the main thread is inside XLA, as in a training step that needs another process,
 no signal handler of Python runs. So two threads watch: one for signals and for how long
-a wait may take, and one that asks the other processes. They talk through the key-value
-store of JAX's coordination service, which process 0 serves. It works between processes
-that have other devices or programs, where a collective would hang.
+a wait may take, and one that asks the other processes, through a store of values.
 """
 
 import atexit
@@ -31,6 +29,7 @@ from mixer_jax.training.stopping import (
     Stop,
     process_names,
 )
+from mixer_jax.training.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ SHUTDOWN_SECS = 15.0
 # Processes fail together, as when a loss is not finite: each may say so itself.
 FAIL_SECS = 3.0
 
-_STORE = "mixer_jax/"
 _RESTART = "Start all again: they continue from the newest checkpoint."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -76,7 +74,7 @@ class Watch:
         `error` ends this process if `connected` is not called in so many seconds.
         """
         self.doing, self.index, self.count = doing, 0, 1
-        self._client: Any = None
+        self._store: Any = None  # of all processes, once connected
         self._exchanges = 0
         self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
@@ -105,7 +103,7 @@ class Watch:
           count: of all processes.
         """
         self._failure, self._fail_at = None, math.inf
-        self._client, self.index, self.count = client, index, count
+        self._store, self.index, self.count = Store(client), index, count
         self.doing, self._stop = "starting", self._new_stop()
         threading.Thread(target=self._poll, daemon=True).start()
         atexit.register(self._wait_at_end)  # before JAX's own, as that is older
@@ -142,10 +140,10 @@ class Watch:
         self._exchanges += 1
         folder, start = f"exchange/{self._exchanges}/", time.monotonic()
         if self.index in senders:
-            self._write(f"{folder}{self.index}", value)
+            self._store.write(f"{folder}{self.index}", value)
         doing, pause = self.doing, 0.01
         while True:
-            found = self._read(folder)
+            found = self._store.read(folder)
             missing = [i for i in senders if i not in found]
             if not missing:
                 self.doing = doing
@@ -180,7 +178,7 @@ class Watch:
             stop.is_over = True
 
     def _new_stop(self) -> Stop:
-        return Stop(self._runs, self.index, self.count, self._write, self._read)
+        return Stop(self._runs, self.index, self.count, self._store)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -228,14 +226,7 @@ class Watch:
     def _tell(self, error: BaseException) -> None:
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(JaxRuntimeError):  # process 0 may have gone
-            self._write(f"ended/{self.index}", text[:2000])
-
-    def _write(self, key: str, value: str) -> None:
-        self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
-
-    def _read(self, folder: str) -> dict[int, str]:
-        found = self._client.key_value_dir_get(_STORE + folder)
-        return {int(k.removeprefix(_STORE + folder)): value for k, value in found}
+            self._store.write(f"ended/{self.index}", text[:2000])
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: raises what ends this process, if a thread says so."""
@@ -259,7 +250,7 @@ class Watch:
         if error is not None:
             sys.stdout.flush()
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if error is not None and self._client is not None and not self._left:
+        if error is not None and self._store is not None and not self._left:
 
             def tell() -> None:
                 self._tell(error)
@@ -293,7 +284,7 @@ class Watch:
                     now + 1,
                 )
             # Ticks are counted, for this process may have been suspended.
-            self._silence += 0 if readable or not self._client else tick
+            self._silence += 0 if readable or not self._store else tick
             if self._silence > LOST_SECS:
                 self._lost([0])
         os.close(self._signals)
@@ -315,8 +306,7 @@ class Watch:
             )
         else:
             self._leave_at = now + LEAVE_SECS
-            is_saved = self._stop.step < 0 or self._stop.is_over
-            lost = "Nothing is lost." if is_saved else "Nothing was saved."
+            lost = self._stop.describe_loss()
             error = KeyboardInterrupt(f"{name} while {self.doing}. {lost}")
             self._end(error, now + ANSWER_SECS)
 
@@ -329,9 +319,9 @@ class Watch:
         silence = dict.fromkeys(range(self.count) if self.index == 0 else (), 0.0)
         while not (self._closed or self._left):
             try:
-                self._write(f"alive/{self.index}", str(time.monotonic()))
-                alive = self._read("alive/") if silence else {}
-                ended = self._read("ended/")
+                self._store.write(f"alive/{self.index}", str(time.monotonic()))
+                alive = self._store.read("alive/") if silence else {}
+                ended = self._store.read("ended/")
                 self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)
