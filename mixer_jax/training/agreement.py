@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mixer_jax.training.processes import current
-from mixer_jax.training.watch import ProcessError, process_names
+from mixer_jax.training.stopping import ProcessError, process_names
 
 _PACKAGES = (
     "flax",
@@ -61,13 +61,12 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     name = f"to compare {what}"
     (text,) = watch.collect(name, json.dumps(mine), senders=[0])
     first = json.loads(text)
-    other = {
-        key: _short(mine.get(key, "absent"))
-        for key in first | mine
-        if mine.get(key) != first.get(key)
-    }
-    others = [json.loads(x) for x in watch.collect(name, json.dumps(other))]
-    keys = list(dict.fromkeys(key for x in others for key in x))
+    keys = sorted(key for key in first | mine if mine.get(key) != first.get(key))
+    # As all sort, the first keys of all are among the first keys of each.
+    differing = {key: _short(mine.get(key, "absent")) for key in keys[:_MOST_LINES]}
+    answers = watch.collect(name, json.dumps([len(keys), differing]))
+    counts, others = zip(*map(json.loads, answers), strict=True)
+    keys = sorted({key for differing in others for key in differing})
     if not keys:
         return
     lines = []
@@ -78,8 +77,9 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
             who.setdefault(value, []).append(index)
         listed = [f"{value} in {process_names(x)}" for value, x in who.items()]
         lines.append(f"  {key}: {'; '.join(listed)}")
-    if len(keys) > _MOST_LINES:
-        lines.append(f"  and {len(keys) - _MOST_LINES} more")
+    count = max(len(keys), *counts)  # more, if each process differs in other keys
+    if count > _MOST_LINES:
+        lines.append(f"  and at least {count - _MOST_LINES} more")
     raise ProcessError(
         "\n".join([f"The processes of this run differ in {what}:", *lines])
         + "\nStart all of them with the same command, code, versions and data."

@@ -25,7 +25,8 @@ import jax
 # through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
-from mixer_jax.training.watch import ProcessError, Watch
+from mixer_jax.training.stopping import ProcessError, RunStopped
+from mixer_jax.training.watch import Watch
 
 __all__ = ["ProcessError", "RunStopped"]
 
@@ -44,19 +45,6 @@ JAX_SHUTDOWN_SECS = 30
 SHARED_FOLDER_SECS = 20
 
 _watch: Watch | None = None  # of a run of several processes
-
-
-class RunStopped(Exception):  # noqa: N818 - it is no error
-    """A signal asked the run to stop. What it had computed is saved."""
-
-    def __init__(self, step: int, total_steps: int, workdir: pathlib.Path):
-        text = "Stopped before the first step; nothing is lost."
-        if step:
-            text = (
-                f"Stopped at step {step} of {total_steps}. The same command continues "
-                f"from there, in {workdir}."
-            )
-        super().__init__(text)
 
 
 def initialize(
@@ -80,7 +68,8 @@ def initialize(
       process_id: of this one, from 0.
 
     Returns:
-      A context. If its block ends with an error, the other processes are told.
+      A context. If its block ends with an error, the other processes are told. At the
+      end of the program each process waits for the others, for 300 s at most.
 
     Raises:
       ProcessError: only some of the three are known, they contradict each other, or
@@ -150,7 +139,7 @@ def _connect(
     watch.connected(
         global_state.client, global_state.process_id, global_state.num_processes
     )
-    return watch
+    return watch.telling()
 
 
 def _initialize(**kwargs: Any) -> None:
@@ -189,16 +178,18 @@ def check_shared(folder: pathlib.Path) -> None:
     if watch is None:
         return
     name = f".{secrets.token_hex(8)}.shared"
-    if watch.index == 0:
-        (folder / name).touch()
-    (name,) = watch.collect("to write into the work directory", name, senders=[0])
-    mark = folder / name
-    deadline = time.monotonic() + SHARED_FOLDER_SECS
-    while not mark.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    seen = watch.collect("to look at the work directory", str(mark.exists()))
-    if watch.index == 0:
-        mark.unlink()
+    try:
+        if watch.index == 0:
+            (folder / name).touch()
+        (name,) = watch.collect("to write into the work directory", name, senders=[0])
+        mark = folder / name
+        deadline = time.monotonic() + SHARED_FOLDER_SECS
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen = watch.collect("to look at the work directory", str(mark.exists()))
+    finally:
+        if watch.index == 0:
+            (folder / name).unlink(missing_ok=True)
     if "False" in seen:
         raise ProcessError(
             f"{folder} is not the same folder for all processes: what process 0 writes "
@@ -272,14 +263,15 @@ def _is_loopback(host: str) -> bool:
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
 
-    Several processes stop after the same step; see `Watch.stop_requested`.
+    Several processes stop after the same step; see `Watch.stop_signals`.
 
     Yields:
       A function that returns whether the run is to stop, from the number of steps done.
     """
     watch = current()
     if watch is not None:
-        yield watch.stop_requested
+        with watch.stop_signals() as stop_requested:
+            yield stop_requested
         return
     requested = threading.Event()
 
@@ -293,16 +285,16 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
             signal.Signals(number).name,
         )
 
-    def stop_requested(step: int) -> bool:
+    def is_requested(step: int) -> bool:
         del step
         return requested.is_set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
+        yield is_requested
         return
     old = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop_requested
+        yield is_requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -2,11 +2,11 @@
 
 While the main thread is inside XLA, as in a training step that needs another process,
 no signal handler of Python runs. So two threads watch: one for signals and for how long
-a wait may take, and one that asks the other processes. They talk through the key-value
-store of JAX's coordination service, which process 0 serves. It works between processes
-that have other devices or programs, where a collective would hang.
+a wait may take, and one that asks the other processes, through a store of values.
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
@@ -15,12 +15,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+
+from mixer_jax.training.stopping import (
+    ANSWER_SECS,
+    ProcessError,
+    RunStopped,
+    Stop,
+    process_names,
+)
+from mixer_jax.training.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -36,28 +45,22 @@ WAIT_SECS = 300.0
 
 # A signal ends a process within 10 s. Until ANSWER_SECS the others may answer, until
 # LEAVE_SECS Python may end in order.
-ANSWER_SECS = 6.0
 LEAVE_SECS = 8.0
 
-# How long a process that fails waits for the others to end too.
+# How long JAX may wait at the end for others, if a process failed or does not end.
 SHUTDOWN_SECS = 15.0
 
 # Processes fail together, as when a loss is not finite: each may say so itself.
 FAIL_SECS = 3.0
 
-_STORE = "mixer_jax/watch/"
 _RESTART = "Start all again: they continue from the newest checkpoint."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class ProcessError(RuntimeError):
-    """The processes of a run cannot be connected, differ, or another one failed."""
 
 
 class Watch:
     """This process among those of a run.
 
-    Leaving its `with` block with an error tells the other processes.
+    At the end of the program a process waits for the others.
 
     Attributes:
       doing: what the main thread does, for messages: "while {doing}".
@@ -71,19 +74,17 @@ class Watch:
         `error` ends this process if `connected` is not called in so many seconds.
         """
         self.doing, self.index, self.count = doing, 0, 1
-        self._client: Any = None
+        self._store: Any = None  # of all processes, once connected
         self._exchanges = 0
         self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
-        self._left = self._closed = False
-        self._end_at = self._answer_at = self._leave_at = math.inf
+        self._left = self._closed = self._done = False
+        self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
-        # Of the step: a process that has told the others its step stays there.
-        self._lock = threading.Lock()
-        self._step = self._stop_step = -1
-        self._stop_wanted, self._told_step, self._unanswered = "", False, [0]
+        self._runs = 0
+        self._stop = self._new_stop()
         self._handlers: dict[int, Any] = {}
         self._main_thread, self._own_signal = threading.get_ident(), False
         self._signals, self._signals_write = os.pipe()
@@ -102,9 +103,10 @@ class Watch:
           count: of all processes.
         """
         self._failure, self._fail_at = None, math.inf
-        self._client, self.index, self.count = client, index, count
-        self.doing = "starting"
+        self._store, self.index, self.count = Store(client), index, count
+        self.doing, self._stop = "starting", self._new_stop()
         threading.Thread(target=self._poll, daemon=True).start()
+        atexit.register(self._wait_at_end)  # before JAX's own, as that is older
 
     def close(self) -> None:
         """Stops watching; signals do what they did before."""
@@ -136,12 +138,12 @@ class Watch:
         """
         senders = range(self.count) if senders is None else senders
         self._exchanges += 1
-        folder, start = f"mixer_jax/exchange/{self._exchanges}/", time.monotonic()
+        folder, start = f"exchange/{self._exchanges}/", time.monotonic()
         if self.index in senders:
-            self._client.key_value_set(f"{folder}{self.index}", value)
+            self._store.write(f"{folder}{self.index}", value)
         doing, pause = self.doing, 0.01
         while True:
-            found = self._read(folder)
+            found = self._store.read(folder)
             missing = [i for i in senders if i not in found]
             if not missing:
                 self.doing = doing
@@ -154,54 +156,77 @@ class Watch:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
-    def stop_requested(self, step: int) -> bool:
-        """Returns whether all processes stop after `step`, as a signal asked one.
+    @contextlib.contextmanager
+    def stop_signals(self) -> Iterator[Callable[[int], bool]]:
+        """Makes the first signal a request to stop this run; see `Stop`.
 
-        Call it in each process with every step. Before the first call a signal ends
-        the process at once, since there is nothing to save.
+        Yields:
+          A function that returns whether all processes stop, from the number of steps
+          done. Call it in each process with every step. Before the first call a signal
+          ends the process at once, since there is nothing to save.
         """
-        with self._lock:
-            self._step = step
+        self._runs += 1
+        stop = self._stop = self._new_stop()
+
+        def requested(step: int) -> bool:
             self.doing = f"in step {step + 1}"
-            return 0 <= self._stop_step <= step
+            return stop.requested(step)
 
-    def __enter__(self) -> "Watch":
-        return self
+        try:
+            yield requested
+        finally:
+            stop.is_over = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Tells the others of an error, and lets JAX wait for them for a while."""
-        self._left = True
-        self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
-        self._last_words = error or ProcessError(
-            f"The run is complete, but another process did not end in "
-            f"{SHUTDOWN_SECS:.0f} s."
-        )
-        if error is not None:
-            self._tell(error)
-            self._last_words = None  # the caller has it
-        if isinstance(error, JaxRuntimeError):
+    def _new_stop(self) -> Stop:
+        return Stop(self._runs, self.index, self.count, self._store)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the other processes of an error that ends its block.
+
+        A run that stopped is no error: the others may still close their files.
+        """
+        try:
+            yield
+            self._done = True
+        except RunStopped:
+            raise
+        except BaseException as error:
+            self._leave(error)
+            if not isinstance(error, JaxRuntimeError):
+                raise
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
                 f"see its message. {_RESTART}"
             ) from error
 
+    def _wait_at_end(self) -> None:
+        """Waits for all processes, as JAX ends them soon after one has gone."""
+        if self._left:
+            return
+        error = self._last_words or getattr(sys, "last_value", None)  # not caught
+        if error is None or isinstance(error, RunStopped):
+            try:
+                self.collect("to end the program", "")
+                self._left = True
+                return
+            except (ProcessError, JaxRuntimeError, KeyboardInterrupt) as failed:
+                logger.warning("%s: %s", type(failed).__name__, failed)
+                error = failed
+        self._leave(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Tells the others of an error, and lets JAX wait for them for a while."""
+        self._left = True
+        self._end_at = min(self._leave_at, time.monotonic() + SHUTDOWN_SECS)
+        self._last_words = None  # the caller has it
+        self._tell(error)
+
     def _tell(self, error: BaseException) -> None:
-        """Tells the others what ends this process."""
-        if self._client is not None:
-            self._set(f"ended/{self.index}", f"{type(error).__name__}: {error}"[:2000])
-
-    def _set(self, key: str, value: str) -> None:
-        self._client.key_value_set(_STORE + key, value, allow_overwrite=True)
-
-    def _read(self, folder: str) -> dict[int, str]:
-        found = self._client.key_value_dir_get(folder)
-        return {int(key.removeprefix(folder)): value for key, value in found}
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(JaxRuntimeError):  # process 0 may have gone
+            self._store.write(f"ended/{self.index}", text[:2000])
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: raises what ends this process, if a thread says so."""
@@ -214,6 +239,7 @@ class Watch:
         """Raises `error` in the main thread, and ends the process if it is stuck."""
         if self._end_at == math.inf:
             self._error, self._last_words, self._end_at = error, error, end_at
+            self._done = False
             if self._handlers:  # a true signal, as it also ends a system call
                 self._own_signal = True
                 signal.pthread_kill(self._main_thread, signal.SIGTERM)
@@ -224,7 +250,7 @@ class Watch:
         if error is not None:
             sys.stdout.flush()
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if error is not None and self._client is not None and not self._left:
+        if error is not None and self._store is not None and not self._left:
 
             def tell() -> None:
                 self._tell(error)
@@ -233,7 +259,7 @@ class Watch:
             telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(0.8)  # process 0 may not answer
-        os._exit(1)
+        os._exit(0 if self._done else 1)
 
     def _watch_signals(self) -> None:
         """Ends waits: on signals, when time is over, when another process failed."""
@@ -248,17 +274,17 @@ class Watch:
                 self._exit()
             elif self._failure and now > self._fail_at:
                 self._end(self._failure, now + LEAVE_SECS)
-            elif now > self._answer_at:
+            elif self._stop.is_late():
                 self._end(
                     ProcessError(
                         f"A signal asked this run to stop while {self.doing}, and "
-                        f"{process_names(self._unanswered)} did not answer. Nothing "
-                        f"was saved. {_RESTART}"
+                        f"{process_names(self._stop.unanswered)} did not answer. "
+                        f"Nothing was saved. {_RESTART}"
                     ),
                     now + 1,
                 )
             # Ticks are counted, for this process may have been suspended.
-            self._silence += 0 if readable or not self._client else tick
+            self._silence += 0 if readable or not self._store else tick
             if self._silence > LOST_SECS:
                 self._lost([0])
         os.close(self._signals)
@@ -272,8 +298,7 @@ class Watch:
             self._end_at = now
         elif self._end_at < math.inf:
             pass  # it ends already
-        elif self._step >= 0 and not self._stop_wanted:
-            self._stop_wanted, self._answer_at = name, now + ANSWER_SECS
+        elif self._stop.request(name):
             logger.info(
                 "%s: all processes stop after their step. Once more to stop this one "
                 "at once, without saving.",
@@ -281,7 +306,7 @@ class Watch:
             )
         else:
             self._leave_at = now + LEAVE_SECS
-            lost = "Nothing is lost." if self._step < 0 else "Nothing was saved."
+            lost = self._stop.describe_loss()
             error = KeyboardInterrupt(f"{name} while {self.doing}. {lost}")
             self._end(error, now + ANSWER_SECS)
 
@@ -294,13 +319,10 @@ class Watch:
         silence = dict.fromkeys(range(self.count) if self.index == 0 else (), 0.0)
         while not (self._closed or self._left):
             try:
-                self._set(f"alive/{self.index}", str(time.monotonic()))
-                if self._stop_wanted:
-                    self._set("stop/0", self._stop_wanted)
-                alive = self._read(f"{_STORE}alive/") if silence else {}
-                ended = self._read(f"{_STORE}ended/")
-                if self._stop_step < 0 and self._read(f"{_STORE}stop/"):
-                    self._agree_to_stop()
+                self._store.write(f"alive/{self.index}", str(time.monotonic()))
+                alive = self._store.read("alive/") if silence else {}
+                ended = self._store.read("ended/")
+                self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)
                 continue
@@ -316,8 +338,7 @@ class Watch:
             silent = [i for i, secs in silence.items() if secs > LOST_SECS]
             if silent and not ended:
                 self._lost(silent)
-            is_agreeing = self._told_step and self._stop_step < 0
-            pause = POLL_SECS / 10 if is_agreeing else POLL_SECS
+            pause = POLL_SECS / 10 if self._stop.is_agreeing() else POLL_SECS
             time.sleep(pause)
 
     def _lost(self, silent: Sequence[int]) -> None:
@@ -327,27 +348,3 @@ class Watch:
             f"cannot be reached. {_RESTART}"
         )
         self._end(error, time.monotonic() + FAIL_SECS)
-
-    def _agree_to_stop(self) -> None:
-        """Finds the step after which all processes stop: the next of the foremost.
-
-        A process that has told its step does not start another one until all have.
-        """
-        if not self._told_step:
-            self._lock.acquire()
-            self._told_step = True
-            now = time.monotonic()
-            self._answer_at = min(self._answer_at, now + ANSWER_SECS)
-            self._set(f"step/{self.index}", str(self._step))
-        steps = self._read(f"{_STORE}step/")
-        self._unanswered = [i for i in range(self.count) if i not in steps]
-        if not self._unanswered:
-            self._stop_step = max(map(int, steps.values())) + 1
-            self._answer_at = math.inf
-            self._lock.release()
-
-
-def process_names(indices: Sequence[int]) -> str:
-    """Names processes: "process 1", "processes 1, 2"."""
-    listed = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
-    return f"process{'es' if len(indices) > 1 else ''} {listed}"

@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import threading
 import time
 
 import pytest
+
+from mixer_jax.training import agreement
+from mixer_jax.training.processes import ProcessError
 
 from ..examples import write_folder
 from ..run.test_trainer import tiny_config
@@ -164,6 +168,69 @@ def test_each_kind_of_difference_is_named_in_both_processes(tmp_path):
             assert len(found[name].splitlines()) == 3 or name in DATASETS, found[name]
         for key, (_, text) in CONFIG_DIFFERENCES.items():
             assert text in found[key], found[key]
+
+
+class Exchange:
+    """What connects processes, here threads; keeps what they send."""
+
+    def __init__(self, count):
+        self.sent = [[] for _ in range(count)]
+        self._barrier = threading.Barrier(count)
+        self._thread = threading.local()
+
+    def run(self, index, fn):
+        self._thread.index = index
+        return fn()
+
+    def collect(self, name, value, senders=None):
+        self.sent[self._thread.index].append(value)
+        self._barrier.wait()
+        values = [sent[-1] for sent in self.sent]
+        self._barrier.wait()
+        return values if senders is None else [values[i] for i in senders]
+
+
+def differences(monkeypatch, values):
+    """Compares values of several processes: their messages, and the longest value."""
+    exchange, messages = Exchange(len(values)), [""] * len(values)
+    monkeypatch.setattr(agreement, "current", lambda: exchange)
+
+    def compare(index):
+        with pytest.raises(ProcessError) as raised:
+            exchange.run(index, lambda: agreement.check_same("it", values[index]))
+        messages[index] = str(raised.value)
+
+    threads = [
+        threading.Thread(target=compare, args=[i], daemon=True)
+        for i in range(len(values))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return messages, max(len(answer) for _, answer in exchange.sent)
+
+
+def test_many_differences_are_sent_and_shown_in_part(monkeypatch):
+    """As when process 0 alone has other parameters."""
+    values = [{f"key{i:03}": index > 0 for i in range(500)} for index in range(3)]
+    messages, longest = differences(monkeypatch, values)
+    assert longest < 1000
+    assert len(set(messages)) == 1
+    lines = messages[0].splitlines()[1:-1]
+    assert lines[0] == "  key000: false in process 0; true in processes 1, 2"
+    assert lines[19].startswith("  key019: ")
+    assert lines[20:] == ["  and at least 480 more"]
+
+
+def test_processes_that_differ_in_other_keys(monkeypatch):
+    first = {f"key{i:03}": 0 for i in range(60)}
+    second = first | {f"key{i:03}": 1 for i in range(30, 60)}
+    third = first | {f"key{i:03}": 2 for i in range(15, 55)}
+    messages, _ = differences(monkeypatch, [first, second, third])
+    lines = messages[0].splitlines()[1:-1]
+    assert lines[0] == "  key015: 0 in processes 0, 1; 2 in process 2"
+    assert lines[19] == "  key034: 0 in process 0; 1 in process 1; 2 in process 2"
 
 
 def write_program(path, *lines):

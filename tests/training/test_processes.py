@@ -217,6 +217,28 @@ def test_a_folder_for_each_process_is_refused(tmp_path):
     assert not list(tmp_path.glob("**/*.shared"))
 
 
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_folder_is_left_clean_when_another_process_fails(
+    tmp_path, monkeypatch, answers
+):
+    found = []
+
+    class Failing:
+        index = 0
+
+        def collect(self, name, value, senders=None):
+            found.append(len(list(tmp_path.iterdir())))
+            if len(found) > answers:
+                raise processes.ProcessError("Process 1 ended")
+            return [value]
+
+    monkeypatch.setattr(processes, "_watch", Failing())
+    with pytest.raises(processes.ProcessError, match="Process 1 ended"):
+        processes.check_shared(tmp_path)
+    assert found == [1] * (answers + 1)
+    assert not list(tmp_path.iterdir())
+
+
 INTERLEAVED = """
 import sys
 import jax, numpy as np

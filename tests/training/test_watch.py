@@ -142,3 +142,91 @@ def test_one_process_is_told_that_another_was_killed():
     output, _ = finish(first, second, timeout=60)
     assert "ProcessError: JAX failed in step" in output
     assert "If another process has ended, see its message" in output
+
+
+ENDING = """
+import sys, time
+from mixer_jax.training import processes, stopping, watch
+address, index, what = sys.argv[1:]
+watch.POLL_SECS, stopping.ANSWER_SECS = 0.2, 3.0
+watch.FAIL_SECS = watch.SHUTDOWN_SECS = 1.0
+
+def run(total_steps, close_secs=0):
+    with processes.stop_signals() as stop_requested:
+        for step in range(total_steps):
+            if stop_requested(step):
+                print("saves", flush=True)
+                time.sleep(close_secs)
+                raise processes.RunStopped(step, total_steps, "here")
+            time.sleep(0.01)
+            if step == 2:
+                print("ready", flush=True)
+
+try:
+    with processes.initialize(address, 2, int(index)):
+        if what in ("stop", "again"):
+            try:
+                run(100_000, close_secs=5 * (what == "stop" and index == "1"))
+            except processes.RunStopped as stopped:
+                if what != "again":
+                    raise
+                print(stopped)
+        if what != "stop":
+            run(300)
+    print("computes")
+    if what == "fail" and index == "0":
+        raise ValueError("after the run")
+    time.sleep(3 * (index == "0"))
+    print("done")
+except (processes.ProcessError, processes.RunStopped, KeyboardInterrupt) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def read_until(run, line):
+    while run.stdout.readline() != f"{line}\n":
+        assert run.poll() is None
+
+
+@pytest.mark.parametrize("late", [None, 0, 1])
+def test_a_run_that_stops_may_close_slowly_and_get_its_signal_late(late):
+    """As when processes are killed one after the other."""
+    runs = start_two_of(ENDING, "stop")
+    for run in runs:
+        read_until(run, "ready")
+    runs[1 if late == 0 else 0].send_signal(signal.SIGTERM)
+    for run in runs:
+        read_until(run, "saves")
+    if late is not None:
+        time.sleep(1)
+        runs[late].send_signal(signal.SIGTERM)
+    for run, output in zip(runs, finish(*runs, timeout=20), strict=True):
+        assert output.startswith("RunStopped: Stopped at step "), output
+        assert len(output.splitlines()) == 1, output
+        assert run.returncode == 1
+
+
+def test_a_program_computes_on_after_its_run():
+    runs = start_two_of(ENDING, "complete")
+    for run, output in zip(runs, finish(*runs, timeout=30), strict=True):
+        assert output.endswith("ready\ncomputes\ndone\n"), output
+        assert run.returncode == 0
+
+
+def test_a_second_run_in_a_program_does_not_stop_as_the_first_did():
+    runs = start_two_of(ENDING, "again")
+    for run in runs:
+        read_until(run, "ready")
+    runs[1].send_signal(signal.SIGTERM)
+    for run, output in zip(runs, finish(*runs, timeout=20), strict=True):
+        assert "Stopped at step" in output
+        assert output.endswith("ready\ncomputes\ndone\n"), output
+        assert run.returncode == 0
+
+
+def test_an_error_after_the_run_is_told_at_the_end():
+    runs = start_two_of(ENDING, "fail")
+    first, second = finish(*runs, timeout=30)
+    assert runs[0].returncode == 1
+    assert "ValueError: after the run" in first
+    assert "Process 0 ended with ValueError: after the run" in second

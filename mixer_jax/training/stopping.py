@@ -1,0 +1,121 @@
+"""How a run ends early: another process fails, or a signal asks it to stop."""
+
+import math
+import pathlib
+import threading
+import time
+from collections.abc import Sequence
+
+from mixer_jax.training.store import Store
+
+# So long the other processes have to answer.
+ANSWER_SECS = 6.0
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot be connected, differ, or another one failed."""
+
+
+class RunStopped(Exception):  # noqa: N818 - it is no error
+    """A signal asked the run to stop. What it had computed is saved."""
+
+    def __init__(self, step: int, total_steps: int, workdir: pathlib.Path):
+        text = "Stopped before the first step; nothing is lost."
+        if step:
+            text = (
+                f"Stopped at step {step} of {total_steps}. The same command continues "
+                f"from there, in {workdir}."
+            )
+        super().__init__(text)
+
+
+class Stop:
+    """Whether one run of several processes stops, and after which step.
+
+    The main thread calls `requested`; another thread calls `poll` again and again.
+
+    Attributes:
+      step: that this process has done; -1 before the run asks for the first time.
+      signal: name of the signal that this process got, or "".
+      unanswered: processes that have not told their step.
+      is_over: whether the run has ended here.
+    """
+
+    def __init__(self, number: int, index: int, count: int, store: Store):
+        """Starts without a request.
+
+        Args:
+          number: of the run in this program. Runs do not share their keys.
+          index: of this process.
+          count: of all processes.
+          store: of all processes.
+        """
+        self.step, self.signal, self.is_over = -1, "", False
+        self.unanswered = [0]
+        self._folder = f"stop/{number}/"
+        self._index, self._count, self._store = index, count, store
+        # Of the step: a process that has told the others its step stays there.
+        self._lock = threading.Lock()
+        self._told, self._last_step = False, -1
+        self._answer_at = math.inf
+
+    def requested(self, step: int) -> bool:
+        """Returns whether all processes stop after `step`, as a signal asked one."""
+        with self._lock:
+            self.step = step
+            return 0 <= self._last_step <= step
+
+    def request(self, name: str) -> bool:
+        """Asks all processes to stop, for a signal; returns whether it can.
+
+        It cannot before the first step or after the run, and not for a second signal.
+        A process that stops already may get its first signal late, even in the end.
+        """
+        ends_as_asked = self.is_over and self._last_step >= 0
+        if self.step < 0 or self.signal or (self.is_over and not ends_as_asked):
+            return False
+        self.signal, self._answer_at = name, time.monotonic() + ANSWER_SECS
+        return True
+
+    def describe_loss(self) -> str:
+        """Says what is lost if this process ends at once."""
+        is_saved = self.step < 0 or self.is_over
+        return "Nothing is lost." if is_saved else "Nothing was saved."
+
+    def is_late(self) -> bool:
+        """Returns whether the other processes had to answer before now."""
+        is_open = self._last_step < 0 and not self.is_over
+        return is_open and time.monotonic() > self._answer_at
+
+    def is_agreeing(self) -> bool:
+        """Returns whether the step of another process is still unknown."""
+        return self._told and self._last_step < 0
+
+    def poll(self) -> None:
+        """Finds the step after which all processes stop: the next of the foremost.
+
+        A process that has told its step does not start another one until all have.
+        """
+        if self._last_step >= 0:
+            return
+        if self.signal:
+            self._store.write(f"{self._folder}asked/0", self.signal)
+        if not self._store.read(f"{self._folder}asked/"):
+            return
+        if not self._told:
+            self._lock.acquire()
+            self._told = True
+            now = time.monotonic()
+            self._answer_at = min(self._answer_at, now + ANSWER_SECS)
+        self._store.write(f"{self._folder}step/{self._index}", str(self.step))
+        steps = self._store.read(f"{self._folder}step/")
+        self.unanswered = [i for i in range(self._count) if i not in steps]
+        if not self.unanswered:
+            self._last_step = max(map(int, steps.values())) + 1
+            self._lock.release()
+
+
+def process_names(indices: Sequence[int]) -> str:
+    """Names processes: "process 1", "processes 1, 2"."""
+    listed = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"process{'es' if len(indices) > 1 else ''} {listed}"
