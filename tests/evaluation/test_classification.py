@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import json
 import os
 
@@ -169,15 +170,20 @@ def test_imagenet_classes_match_by_wordnet_id(loaded, folder, tmp_path):
     assert report.metrics["top1"] == 0.5
 
 
-def test_what_cannot_be_scored(loaded, folder, tmp_path):
+def test_what_cannot_be_scored(loaded, folder, tmp_path, caplog):
     dataset = open_dataset(str(folder[0]))
 
     def evaluate(**changes):
         other = dataclasses.replace(loaded, **changes)
         return score(other, dataset, "train")
 
-    with pytest.raises(DatasetError, match=r"for 2 of the dataset's 7 .* ant, bee, …"):
+    with pytest.raises(
+        DatasetError, match=r"for 2 of the dataset's 7 .* ant, bee\. The"
+    ):
         evaluate(class_names=["a", "b", *loaded.class_names[2:]])
+    with caplog.at_level(logging.WARNING):
+        evaluate(class_names=None)  # nobody knows whether the order is the same
+    assert "have no names: the dataset's are taken in their order" in caplog.text
     six = loaded.model.clone(num_classes=6)
     with pytest.raises(DatasetError, match=r"has 7 classes and the model.* 6\. Name"):
         evaluate(model=six, class_names=None)
