@@ -1,6 +1,6 @@
 import dataclasses
-import logging
 import json
+import logging
 import os
 
 import jax
