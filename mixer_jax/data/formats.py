@@ -51,13 +51,19 @@ def kind_of_file(data: bytes) -> str:
             return f"a {kind} that is cut off, damaged or of a kind that is not read"
     if not any(data[:1024]):
         return "damaged or not an image: the file begins with zeros"
-    try:  # the last letter may be cut in two
-        text = codecs.getincrementaldecoder("utf-8")().decode(data[:64])
-        if "".join(text.split()).isprintable():
-            return f"damaged or not an image: a text that begins {text.strip()[:40]!r}"
-    except UnicodeDecodeError:
-        pass
+    if text := describe_text(data[:64]):
+        return f"damaged or not an image: {text}"
     return f"damaged or not an image: the file begins with {data[:8]!r}"
+
+
+def describe_text(start: bytes) -> str | None:
+    """Says how a UTF-8 text begins, from its first bytes; None if it is no text."""
+    try:  # the last letter may be cut in two
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return None
+    is_text = "".join(text.split()).isprintable()
+    return f"a text that begins {text.strip()[:40]!r}" if is_text else None
 
 
 def check_whole(data: bytes) -> None:

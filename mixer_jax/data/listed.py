@@ -116,12 +116,12 @@ class ListedDataset:
         """See Dataset."""
         source = self.split(expression)
         labels = (str(x).encode() for x in source.labels.tolist())
-        step = len(source) // SAMPLES + 1
         if source.images.dtype != object:
             images = source.images
             about = (str(images.shape).encode(), images.tobytes())
             return {"images": iter(about), "labels": labels}
         root = os.path.join(os.path.abspath(self.root), "")
+        step = len(source) // SAMPLES + 1
         paths = (os.path.abspath(x).removeprefix(root) for x in source.images)
         names = (clean_name(x).encode() for x in paths)
         return {

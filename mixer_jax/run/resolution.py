@@ -70,26 +70,25 @@ def set_token_units(
       OSError: the file of pretrained_dir is not there, or cannot be fetched.
       CheckpointError: it is damaged.
     """
-    fields, crop = config.model, config.pp.crop
+    fields, crop, note = config.model, config.pp.crop, ""
     if config.resolution != "block_diagonal" or not config.pretrained_dir:
         return config, ""
     recorded = recorded_config(pathlib.Path(workdir).expanduser())
     units, given = recorded.get("model.tokens_mlp_dim"), fields.get("tokens_mlp_dim")
-    if units and given and units % given == 0:
-        config = config.copy_and_resolve_references()
-        config.model.tokens_mlp_dim = units
-        return config, ""
-    path = find_checkpoint(config.pretrained_dir, fields.model_name)
-    kernel = read_shapes(path).get("MixerBlock_0/token_mixing/Dense_0/kernel")
-    if not kernel or fields.get("tokens_mlp_dim") != kernel[-1]:
-        return config, ""
-    tokens, units = kernel
-    new_tokens = math.prod(count_patches((crop, crop), fields.patches.size))
-    if new_tokens == tokens or new_tokens % tokens:
-        return config, ""
+    if not units or not given or units % given:
+        path = find_checkpoint(config.pretrained_dir, fields.model_name)
+        kernel = read_shapes(path).get("MixerBlock_0/token_mixing/Dense_0/kernel")
+        if not kernel or given != kernel[-1]:
+            return config, ""
+        new_tokens = math.prod(count_patches((crop, crop), fields.patches.size))
+        tiles, rest = divmod(new_tokens, kernel[0])
+        if tiles == 1 or rest:
+            return config, ""
+        units = tiles * given
+        note = (
+            f"model.tokens_mlp_dim is now {units}, not {given}: for pp.crop={crop}, "
+            f"block_diagonal makes it {tiles} times as large"
+        )
     config = config.copy_and_resolve_references()
-    config.model.tokens_mlp_dim = new_tokens // tokens * units
-    return config, (
-        f"model.tokens_mlp_dim is now {config.model.tokens_mlp_dim}, not {units}: for "
-        f"pp.crop={crop}, block_diagonal makes it {new_tokens // tokens} times as large"
-    )
+    config.model.tokens_mlp_dim = units
+    return config, note

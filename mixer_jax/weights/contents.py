@@ -5,6 +5,8 @@ import pathlib
 import re
 import zipfile
 
+from mixer_jax.data.formats import describe_text
+
 # How files begin that people take for parameters, and what to do with them.
 _KINDS = (
     (rb".{8}\{", "a safetensors file. Give it a name that ends in .safetensors"),
@@ -45,11 +47,8 @@ def kind_of_file(path: pathlib.Path) -> str | None:
             return f"{kind}."
     if _PICKLE.match(start):
         return _pickle(path)
-    text = start.decode("utf-8", "replace")
-    # The last letter may be cut in two.
-    if "\ufffd" not in text[:-4] and "".join(text.split()).isprintable():
-        return f"a text that begins {text.strip()[:40]!r}. Download the file again."
-    return None
+    text = describe_text(start)
+    return text and f"{text}. Download the file again."
 
 
 def _kind_of_archive(path: pathlib.Path) -> str:
