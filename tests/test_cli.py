@@ -376,7 +376,10 @@ def test_help(mixer_jax):
             "UsageError: --resize is 9x9, but the model sees 16x16 pixels: "
             "resize_then_central_crop needs at least that. Give --resize 16x16, say.",
         ),
-        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0x0; 1 is the"),
+        (
+            "predict {run} {pictures} --resize 0",
+            "UsageError: --resize is 0x0; 1 is the",
+        ),
         (
             "evaluate {run} --split dev",
             r"DatasetError: .* --config.pp.test=test, or --split test of mixer-jax eva",
