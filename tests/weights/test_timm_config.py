@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from mixer_jax.data.preprocess import EvalTransform
@@ -15,12 +17,13 @@ def test_architectures():
 @pytest.mark.parametrize("interpolation", ["pil_bilinear", "pil_bicubic"])
 def test_every_size_before_the_crop_comes_back(evaluation, interpolation):
     """timm knows it only as a quotient, which it rounds."""
-    for crop in (64, 160, 224, 299):
-        for resize in range(crop, 2 * crop):
+    for crop in ((64, 64), (224, 224), (299, 299), (320, 224), (96, 192)):
+        for percent in range(60, 101):
+            resize = tuple(math.floor(100 * side / percent) for side in crop)
             transform = EvalTransform(
-                (crop, crop),
+                crop,
                 evaluation,
-                (resize, resize),
+                resize,
                 interpolation=interpolation,
                 mean=(0.1, 0.2, 0.3),
                 std=(0.4, 0.5, 0.6),
