@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.preprocess import EvalTransform, as_color
 from mixer_jax.variants import get_variant
 from mixer_jax.weights import layout
 from mixer_jax.weights.contents import pickle_advice
@@ -57,7 +57,12 @@ def _model(
     variant: str, num_classes: int, interpolation: str, mean: float, std: float
 ) -> HubModel:
     transform = EvalTransform(
-        224, "torchvision", 256, interpolation=interpolation, mean=mean, std=std
+        (224, 224),
+        "torchvision",
+        (256, 256),
+        interpolation=interpolation,
+        mean=as_color(mean),
+        std=as_color(std),
     )
     return HubModel(layout.sizes_of(get_variant(variant), num_classes), transform)
 
