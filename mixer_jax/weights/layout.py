@@ -51,14 +51,15 @@ class MixerSizes:
       num_tokens: patches S of an image.
       num_classes: classes of the head, None without one.
       image_channels: channels of an image.
-      grid: patches (down, across) of an image, if known.
+      grid: patches (down, across) of an image, if known. It is no size of parameters:
+        sizes are equal whatever it is.
     """
 
     variant: Variant
     num_tokens: int
     num_classes: int | None
     image_channels: int = 3
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -73,7 +73,8 @@ def test_what_a_run_leaves_open_or_adds(workdir):
 def test_files_bring_what_they_can(loaded, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", loaded.params)
     found = load_model(tmp_path / "a.npz")
-    assert (found.model, found.transform) == (loaded.model, EvalTransform(16))
+    transform = EvalTransform(16, resize=18)  # 256/224 of it, for a central crop
+    assert (found.model, found.transform) == (loaded.model, transform)
     assert (found.class_names, found.config) == (None, None)
     for gelu in ("tanh", "erf"):  # timm's files say which
         timm.save_timm(tmp_path / "a.safetensors", loaded.params, gelu)
@@ -114,7 +115,7 @@ def test_a_published_name_brings_imagenet(loaded, tmp_path, monkeypatch, num_cla
         found = load_model(name)
         assert found.class_names == (imagenet_names() if num_classes == 1000 else None)
         assert found.transform.evaluation == "resize_small_then_central_crop"
-        assert found.transform.resize == 256
+        assert found.transform.resize == (256, 256)
     assert load_model(path).class_names is None  # just a file
 
 
