@@ -20,7 +20,7 @@ from mixer_jax.data.sizes import size_text
 from mixer_jax.files import replace_folder_when_whole
 from mixer_jax.weights import layout
 from mixer_jax.weights.card import make_card, timm_arguments
-from mixer_jax.weights.mlp_mixer_pytorch import MLP_MIXER_PYTORCH
+from mixer_jax.weights.pytorch import read_pytorch_header
 from mixer_jax.weights.state_dict import Header, read_header, save_state_dict
 from mixer_jax.weights.timm import TIMM
 from mixer_jax.weights.timm_config import (
@@ -33,7 +33,6 @@ from mixer_jax.weights.timm_config import (
     transform_of,
 )
 
-PACKAGES = (TIMM, MLP_MIXER_PYTORCH)
 CONFIG, PARAMETERS, CARD = "config.json", "model.safetensors", "README.md"
 _WRITTEN_BY = ("written_by", "mixer_jax")  # in config.json: such a folder is replaced
 
@@ -77,9 +76,10 @@ def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
     folder = pathlib.Path(folder)
     path = folder / CONFIG
     config = read_config(path)
-    header = read_header(folder / PARAMETERS, [TIMM] if config else PACKAGES)
     if not config:
+        header = read_pytorch_header(folder / PARAMETERS)
         return FolderConfig(dict(header.package.fields), None, None)
+    header = read_header(folder / PARAMETERS, [TIMM])
     shapes = _shapes(folder / PARAMETERS, header)
     gelu = header.metadata.get("gelu", TIMM.fields["gelu"])
     if act_layer := config.get("model_args.act_layer"):
@@ -110,7 +110,7 @@ def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
 def count_parameters(folder: str | os.PathLike[str]) -> int:
     """Returns the number of parameters in a folder, of which no arrays are read."""
     path = pathlib.Path(folder) / PARAMETERS
-    header = read_header(path, PACKAGES)
+    header = read_pytorch_header(path)
     return sum(map(math.prod, _shapes(path, header).values()))
 
 
@@ -138,7 +138,7 @@ def save_folder(
     Args:
       folder: made if it is not there; replaced if it is an earlier such folder.
       params: the published parameter tree, of float32 JAX or numpy arrays.
-      fields: the model's `gelu` and `layer_norm_epsilon`.
+      fields: the model's `gelu` and `layer_norm_epsilon`; as in timm if it has none.
       transform: makes the images that the model expects.
       class_names: what the logits stand for, if that is known.
       facts: rows for the table in the README.md: what the model was trained on, and
@@ -153,6 +153,7 @@ def save_folder(
     """
     sizes = layout.infer_model(params)
     num_classes, variant = sizes.num_classes or 0, sizes.variant
+    fields = {**TIMM.fields, **fields}
     if class_names is not None and len(class_names) != num_classes:
         raise layout.CheckpointError(
             f"{folder}: not written. There are {len(class_names)} names for "

@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+import mixer_jax
 from mixer_jax.data.preprocess import EvalTransform, scale
-from mixer_jax.weights import huggingface, layout
-from mixer_jax.weights.state_dict import read_header, read_params
-from mixer_jax.weights.timm import TIMM
+from mixer_jax.run.loading import load_model
+from mixer_jax.weights import huggingface
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 NAMES = [f"class {i}" for i in range(7)]
+FIELDS = ("gelu", "layer_norm_epsilon")
 # name, dtype, what its config.json says beside that
 MODELS = {
     "B/16": ("mixer_b16_224", torch.float32, {}),
@@ -48,11 +49,10 @@ class Ours:
     """The model in a folder, as it is here."""
 
     def __init__(self, folder):
-        fields, self.transform, self.names = huggingface.read_folder_config(folder)
-        path = folder / "model.safetensors"
-        self.params = read_params(path, read_header(path, [TIMM]))
-        self.fields = fields
-        self.model = layout.infer_model(self.params).create_model(**fields)
+        loaded = load_model(folder)
+        self.transform, self.names = loaded.transform, loaded.class_names
+        self.params, self.model = loaded.params, loaded.model
+        self.fields = {x: getattr(self.model, x) for x in FIELDS}
 
     def __call__(self, images):
         """Returns logits for images that timm's transform made, [n, 3, h, w]."""
@@ -125,8 +125,7 @@ def test_what_a_config_cannot_say_is_in_the_card(
     from safetensors.torch import save_file
 
     save_file(state, tmp_path / "a.safetensors")
-    path = tmp_path / "a.safetensors"
-    params = read_params(path, read_header(path, [TIMM]))
+    params = mixer_jax.load_checkpoint(tmp_path / "a.safetensors")
     fields = {"gelu": gelu, "layer_norm_epsilon": epsilon}
     transform = EvalTransform((224, 224), "torchvision", interpolation="pil_bicubic")
     out = tmp_path / "out"

@@ -2,6 +2,9 @@ import contextlib
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 import time
 
 import huggingface_hub
@@ -392,3 +395,30 @@ def test_a_known_name_with_another_model(server, folder, cache, caplog, monkeypa
     with caplog.at_level(logging.WARNING):
         hub.resolve_hub(name)
     assert "images are made otherwise than in timm 1.0.31" in caplog.text
+
+
+def test_the_command_line_and_the_variables_of_huggingface_hub(server, tmp_path):
+    """In a process of its own, since the variables are read when it starts."""
+    command = "from mixer_jax.cli import main; main()"
+    variables = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    variables.pop("HF_TOKEN")
+    inspect = lambda name, **more: subprocess.run(
+        [sys.executable, "-c", command, "inspect", name],
+        env=variables | more,
+        capture_output=True,
+        text=True,
+    )
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        found = inspect(REPOSITORY, **more)
+        assert found.returncode == 0, found.stderr
+        assert "12 channels" in found.stdout
+        assert "gelu erf" in found.stdout
+    assert (tmp_path / "hf" / "hub" / "models--someone--mixer_tiny").is_dir()
+    missing = inspect("hf-hub:someone/else")
+    assert missing.returncode == 1
+    assert "someone/else is no file or folder here, and no repository" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
