@@ -124,12 +124,18 @@ def parse_hub_name(text: str) -> HubName:
     Raises:
       CheckpointError: it is not "owner/name" or "owner/name@revision".
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     match = _NAME.fullmatch(text.removeprefix(PREFIX))
-    if not match or ".." in match[1] or "--" in match[1]:
+    try:
+        if not match or ".." in text:
+            raise HFValidationError("")
+        validate_repo_id(match[1])
+    except HFValidationError as error:
         raise CheckpointError(
             f"{text} names no repository. Expected {PREFIX}owner/name, or with a "
-            f"branch, tag or commit {PREFIX}owner/name@revision."
-        )
+            f"branch, tag or commit {PREFIX}owner/name@revision. {error}"
+        ) from None
     return HubName(match[1], match[2] or "main")
 
 
@@ -182,7 +188,7 @@ def resolve_hub(text: str) -> pathlib.Path:
 def _fetch(name: HubName, filename: str, fetched: list[pathlib.Path]) -> pathlib.Path:
     """Returns a file in the cache, and adds it to `fetched` if it was not there."""
     import huggingface_hub as hub  # half a second to import, and seldom needed
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     repository, revision = name
 
@@ -198,7 +204,7 @@ def _fetch(name: HubName, filename: str, fetched: list[pathlib.Path]) -> pathlib
         metadata = hub.get_hf_file_metadata(url)
         if not metadata.commit_hash or not metadata.etag:
             raise OSError("what answered is no Hugging Face hub")
-    except (OSError, HTTPError) as error:
+    except Exception as error:  # it raises those of several libraries
         path = cached(revision)
         if path is None:
             raise _explain(name, filename, error) from None
@@ -212,7 +218,7 @@ def _fetch(name: HubName, filename: str, fetched: list[pathlib.Path]) -> pathlib
             path = pathlib.Path(
                 hub.hf_hub_download(repository, filename, revision=revision)
             )
-    except (OSError, HTTPError) as error:
+    except Exception as error:
         raise _explain(name, filename, error) from None
     if path != known:
         fetched.append(path)
@@ -296,14 +302,13 @@ def _explain(name: HubName, filename: str, error: Exception) -> Exception:
 def _other_file(name: HubName, filename: str) -> str:
     """Says how a repository without a file is used nevertheless, if it can be."""
     import huggingface_hub as hub
-    from huggingface_hub.errors import HTTPError
 
     repository, revision = name
     other = {CONFIG: PARAMETERS, PARAMETERS: "pytorch_model.bin"}[filename]
     get = f"hf download {repository} {other} --revision {revision} --local-dir FOLDER"
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, other, revision=revision))
-    except (OSError, HTTPError):
+    except Exception:
         return f"Is it a Mixer's? There is no {other} either."
     if other == PARAMETERS:
         return f"Fetch the {other} by itself, and give that file here: {get}"
@@ -341,4 +346,5 @@ def _discard(path: pathlib.Path) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+    text = re.sub("Bearer [^'\"]+", "Bearer ...", " ".join(str(error).split()))
+    return without_secrets(text) or type(error).__name__

@@ -150,7 +150,11 @@ def test_what_is_a_hub_name(text, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf-hub:bert", "hf-hub:a--b/c", "hf-hub:a/b/c", "hf-hub:"]
+    "text",
+    [
+        *("hf-hub:", "hf-hub:bert", "hf-hub:a/b/c", "hf-hub:a--b/c", "hf-hub:a/b.git"),
+        *("hf-hub:a/b-", f"hf-hub:a/{100 * 'b'}", "hf-hub:a/b@../../c", "hf-hub:a/.."),
+    ],
 )
 def test_no_name_of_a_repository(text):
     with pytest.raises(CheckpointError, match=r"Expected hf-hub:owner/name, or with a"):
@@ -422,3 +426,16 @@ def test_the_command_line_and_the_variables_of_huggingface_hub(server, tmp_path)
     assert "someone/else is no file or folder here, and no repository" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert len(missing.stderr.splitlines()) == 1
+
+
+def test_a_token_that_no_request_can_hold_is_not_shown(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01")
+    with pytest.raises(OSError, match="could not be fetched") as error:
+        hub.resolve_hub(REPOSITORY)
+    assert TOKEN not in str(error.value)
+
+
+def test_an_endpoint_that_is_no_url(monkeypatch):
+    at(monkeypatch, "http://[bad")
+    with pytest.raises(OSError, match="could not be fetched"):
+        hub.resolve_hub(REPOSITORY)
