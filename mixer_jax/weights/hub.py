@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import pathlib
 import re
@@ -18,13 +19,17 @@ from mixer_jax.data.preprocess import EvalTransform, as_color
 from mixer_jax.variants import get_variant
 from mixer_jax.weights import layout
 from mixer_jax.weights.contents import pickle_advice
-from mixer_jax.weights.huggingface import CONFIG, PARAMETERS, read_folder_config
+from mixer_jax.weights.huggingface import (
+    CONFIG,
+    PARAMETERS,
+    count_parameters,
+    read_folder_config,
+)
 from mixer_jax.weights.layout import CheckpointError, MixerSizes
 from mixer_jax.weights.published import (
     is_published_folder,
     without_secrets,
 )
-from mixer_jax.weights.timm import load_timm
 from mixer_jax.weights.timm_config import read_config
 
 logger = logging.getLogger(__name__)
@@ -311,18 +316,20 @@ def _other_file(name: HubName, filename: str) -> str:
 def _check(folder: pathlib.Path, known: HubModel | None) -> None:
     """Raises a CheckpointError if the files are no Mixer, or not the known one."""
     transform = read_folder_config(folder).transform
-    if transform is None:
+    if not known:
         return
-    sizes = layout.infer_model(load_timm(folder / PARAMETERS), PARAMETERS)
-    if known and sizes != known.sizes:
-        raise CheckpointError(f"It holds a {sizes}, expected a {known.sizes}.")
-    if known and transform != known.transform:
+    found = count_parameters(folder)
+    expected = sum(map(math.prod, known.sizes.shapes().values()))
+    if found != expected:
+        raise CheckpointError(
+            f"it holds {found:,} parameters, expected the {expected:,} of a "
+            f"{known.sizes}."
+        )
+    if transform != known.transform:
         logger.warning(
-            "%s: images are made otherwise than in timm 1.0.31: %s, mean %s, std %s",
+            "%s: images are made otherwise than in timm 1.0.31: %s",
             folder / CONFIG,
-            transform.steps,
-            transform.mean,
-            transform.std,
+            transform,
         )
 
 

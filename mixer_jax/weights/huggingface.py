@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.sizes import size_text
 from mixer_jax.files import replace_folder_when_whole
 from mixer_jax.weights import layout
 from mixer_jax.weights.card import make_card, timm_arguments
-from mixer_jax.weights.timm import save_timm, timm_gelu
+from mixer_jax.weights.pytorch import read_pytorch_header
+from mixer_jax.weights.state_dict import Header, read_header, save_state_dict
+from mixer_jax.weights.timm import TIMM
 from mixer_jax.weights.timm_config import (
     ARCHITECTURES,
     GELUS,
@@ -74,34 +77,47 @@ def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
     path = folder / CONFIG
     config = read_config(path)
     if not config:
-        return FolderConfig({}, None, None)
-    gelu = timm_gelu(folder / PARAMETERS)  # it says what is wrong with a file
+        header = read_pytorch_header(folder / PARAMETERS)
+        return FolderConfig(dict(header.package.fields), None, None)
+    header = read_header(folder / PARAMETERS, [TIMM])
+    shapes = _shapes(folder / PARAMETERS, header)
+    gelu = header.metadata.get("gelu", TIMM.fields["gelu"])
     if act_layer := config.get("model_args.act_layer"):
         gelu = GELUS[act_layer]
-    transform, names = transform_of(config), class_names_of(config)
-
-    with safe_open(folder / PARAMETERS, framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    has = f"as {PARAMETERS} has"
-    classes = math.prod(shapes.get("head.bias", [0]))
-    if config.get("num_classes", classes) != classes:
-        raise config_error(
-            path, "num_classes", config["num_classes"], f"{classes}, {has}"
-        )
-    if names is not None and len(names) != classes:
-        found = f"a list of {len(names)} names"
-        raise config_error(path, "label_names", found, f"{classes}, {has}")
-    patch = shapes.get("stem.proj.weight", [])[2:]
-    tokens = [0, *shapes.get("blocks.0.mlp_tokens.fc1.weight", [])][-1]
-    if math.prod(transform.crop) != tokens * math.prod(patch):
-        size = "{}x{} pixels".format(*transform.crop)
-        expected = f"{tokens} patches of {'x'.join(map(str, patch))}, {has}"
-        raise config_error(path, "input_size", size, expected)
     fields = {
         "gelu": gelu,
         "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-6),
     }
+    transform, names = transform_of(config), class_names_of(config)
+
+    has = f"as {PARAMETERS} has"
+    classes = math.prod(shapes.get("head/bias", [0]))
+    if config.get("num_classes", classes) != classes:
+        found = config["num_classes"]
+        raise config_error(path, "num_classes", found, f"{classes}, {has}")
+    if names is not None and len(names) != classes:
+        found = f"a list of {len(names)} names"
+        raise config_error(path, "label_names", found, f"{classes}, {has}")
+    patch = shapes["stem/kernel"][2:]
+    tokens = [0, *shapes["MixerBlock_0/token_mixing/Dense_0/kernel"]][-1]
+    if math.prod(transform.crop) != tokens * math.prod(patch):
+        found = f"for {size_text(transform.crop)} pixels"
+        expected = f"{tokens} patches of {'x'.join(map(str, patch))}, {has}"
+        raise config_error(path, "input_size", found, expected)
     return FolderConfig(fields, transform, names)
+
+
+def count_parameters(folder: str | os.PathLike[str]) -> int:
+    """Returns the number of parameters in a folder, of which no arrays are read."""
+    path = pathlib.Path(folder) / PARAMETERS
+    header = read_pytorch_header(path)
+    return sum(map(math.prod, _shapes(path, header).values()))
+
+
+def _shapes(path: pathlib.Path, header: Header) -> dict[str, list[int]]:
+    """Returns shapes by published key, with axes in the order of the package."""
+    with safe_open(path, framework="numpy") as file:
+        return {k: file.get_slice(x).get_shape() for k, x in header.names.items()}
 
 
 def save_folder(
@@ -122,7 +138,7 @@ def save_folder(
     Args:
       folder: made if it is not there; replaced if it is an earlier such folder.
       params: the published parameter tree, of float32 JAX or numpy arrays.
-      fields: the model's `gelu` and `layer_norm_epsilon`.
+      fields: the model's `gelu` and `layer_norm_epsilon`; as in timm if it has none.
       transform: makes the images that the model expects.
       class_names: what the logits stand for, if that is known.
       facts: rows for the table in the README.md: what the model was trained on, and
@@ -137,6 +153,7 @@ def save_folder(
     """
     sizes = layout.infer_model(params)
     num_classes, variant = sizes.num_classes or 0, sizes.variant
+    fields = {**TIMM.fields, **fields}
     if class_names is not None and len(class_names) != num_classes:
         raise layout.CheckpointError(
             f"{folder}: not written. There are {len(class_names)} names for "
@@ -166,7 +183,12 @@ def save_folder(
     if note:
         logger.warning("%s: %s", folder, note)
     with replace_folder_when_whole(folder, _is_own) as partial:
-        save_timm(partial / PARAMETERS, params, fields["gelu"])
+        try:
+            path = partial / PARAMETERS
+            save_state_dict(path, params, TIMM, {"gelu": fields["gelu"]})
+        except layout.CheckpointError as error:
+            text = str(error).replace(str(path), str(folder))
+            raise layout.CheckpointError(text) from error
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (partial / CONFIG).write_text(text, "utf-8")
         card = make_card(sizes, fields, transform, note, facts or {})

@@ -230,9 +230,12 @@ def make_config(
         "bicubic" if "bicubic" in transform.used_interpolation else "bilinear"
     )
     resize = transform.crop if transform.evaluation == "resize" else transform.resize
-    # timm divides and rounds down.
-    crop_pct = transform.crop[0] / resize[0]
-    while math.floor(transform.crop[0] / crop_pct) < resize[0]:
+    # timm divides both sides by it, and rounds down.
+    crop_pct = min(a / b for a, b in zip(transform.crop, resize, strict=True))
+    while any(
+        math.floor(a / crop_pct) < b
+        for a, b in zip(transform.crop, resize, strict=True)
+    ):
         crop_pct = math.nextafter(crop_pct, 0)
     config = {
         "architecture": architecture,

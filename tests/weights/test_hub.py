@@ -2,6 +2,9 @@ import contextlib
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 import time
 
 import huggingface_hub
@@ -380,7 +383,10 @@ def test_a_wrong_file_that_was_there_is_found_in_loading(server, folder):
 def test_a_known_name_with_another_model(server, folder, cache, caplog, monkeypatch):
     name = "timm/mixer_b16_224.miil_in21k"
     server.put(name, folder)
-    with pytest.raises(CheckpointError, match=r"5 classes, expected a .*11221 classes"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"parameters, expected the 67,740,421 of a .*11221 classes",
+    ):
         hub.resolve_hub(name)
     assert not files_in(cache)
     known = hub.HUB_MODELS[name]
@@ -389,3 +395,30 @@ def test_a_known_name_with_another_model(server, folder, cache, caplog, monkeypa
     with caplog.at_level(logging.WARNING):
         hub.resolve_hub(name)
     assert "images are made otherwise than in timm 1.0.31" in caplog.text
+
+
+def test_the_command_line_and_the_variables_of_huggingface_hub(server, tmp_path):
+    """In a process of its own, since the variables are read when it starts."""
+    command = "from mixer_jax.cli import main; main()"
+    variables = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    variables.pop("HF_TOKEN")
+    inspect = lambda name, **more: subprocess.run(
+        [sys.executable, "-c", command, "inspect", name],
+        env=variables | more,
+        capture_output=True,
+        text=True,
+    )
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        found = inspect(REPOSITORY, **more)
+        assert found.returncode == 0, found.stderr
+        assert "12 channels" in found.stdout
+        assert "gelu erf" in found.stdout
+    assert (tmp_path / "hf" / "hub" / "models--someone--mixer_tiny").is_dir()
+    missing = inspect("hf-hub:someone/else")
+    assert missing.returncode == 1
+    assert "someone/else is no file or folder here, and no repository" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
