@@ -67,8 +67,7 @@ def check_start(config: Config, workdir: pathlib.Path) -> None:
 def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
     run = read_run(workdir)
     old, new = (
-        FIELD_DEFAULTS
-        | flatten({"model": values["model"], "pp.crop": _crop(values)})
+        FIELD_DEFAULTS | flatten({"model": values["model"], "pp.crop": _crop(values)})
         for values in (run.config, json.loads(config.to_json()))
     )
     lines = [
@@ -84,8 +83,8 @@ def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
         )
 
 
-def _crop(values: Mapping[str, Any]) -> int | tuple[int, int]:
-    return as_value(as_size(values["pp"]["crop"]))  # one spelling of it
+def _crop(config: Mapping[str, Any]) -> Any:
+    return as_value(as_size(config["pp"]["crop"]))
 
 
 def initial_state(
