@@ -117,6 +117,7 @@ def test_the_order_in_which_names_are_understood(tmp_path, monkeypatch):
         ("https://host/a.safetensors", "B", "https://host/a.safetensors"),
         ("https://host/folder/", "B", "https://host/folder/B.npz"),
         ("one.safetensors", "B", "one.safetensors"),
+        ("mine/none.npz", "B", "mine/none.npz"),  # which is not there
         ("mine", "B", "mine/B.npz"),
         (tmp_path / "mine", "C", str(tmp_path / "mine" / "C.safetensors")),
         ("mine", "Mixer-B_16", "mine/Mixer-B_16.npz"),  # which is not there
