@@ -8,7 +8,8 @@ from typing import Any
 
 from mixer_jax.data.names import printable
 from mixer_jax.run.loading import LoadedModel
-from mixer_jax.weights.published import without_secrets
+from mixer_jax.weights.published import BUCKET, without_secrets
+from mixer_jax.weights.reading import find_checkpoint
 
 
 def card_facts(
@@ -26,8 +27,10 @@ def card_facts(
     config = loaded.config
     if config is None:
         return {"Parameters from": _shown(os.fspath(name_or_path))}
-    pretrained = f"{config['pretrained_dir']}/{config['model']['model_name']}"
-    start = config.get("init_from") or (config["pretrained_dir"] and pretrained)
+    start = config.get("init_from")
+    if pretrained := config["pretrained_dir"]:
+        file = find_checkpoint(pretrained, config["model"]["model_name"])
+        start = file.removeprefix(BUCKET).removesuffix(".npz")
     facts = {
         "Trained on": _shown(config["dataset"]),
         "Started from": _shown(start) if start else "random parameters",
@@ -46,8 +49,9 @@ def card_facts(
 
 def _shown(name: str) -> str:
     """Returns a name that others may read: no folders of this machine, no secrets."""
-    is_local = "://" not in name and pathlib.Path(name).expanduser().exists()
-    return printable(pathlib.Path(name).name if is_local else without_secrets(name))
+    path = pathlib.Path(name).expanduser()  # it may have moved
+    is_local = "://" not in name and (path.is_absolute() or path.exists())
+    return printable(path.name if is_local else without_secrets(name))
 
 
 def _training(config: Mapping[str, Any]) -> str:

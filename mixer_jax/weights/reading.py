@@ -20,6 +20,7 @@ from mixer_jax.weights import hub, huggingface, layout, npz
 from mixer_jax.weights.about import About, from_metadata, read_beside
 from mixer_jax.weights.published import (
     BUCKET,
+    FIELDS,
     PUBLISHED,
     SUFFIXES,
     is_published_folder,
@@ -169,7 +170,8 @@ def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> 
     path = pathlib.Path(text).expanduser()
     files = [path / f"{model_name}{suffix}" for suffix in SUFFIXES]
     found = [x for x in files if x.is_file()]
-    if path.is_file() or (path / "config.json").exists():
+    is_file = path.is_file() or (path.suffix in SUFFIXES and not path.exists())
+    if is_file or (path / "config.json").exists():
         found.append(path)
     if not found and hub.is_hub_name(text):
         return text
@@ -179,7 +181,7 @@ def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> 
 def _about_published(name: str) -> About:
     num_classes = PUBLISHED[name].sizes.num_classes
     return About(
-        {"model_name": name, "gelu": "tanh", "layer_norm_epsilon": 1e-6},
+        {"model_name": name, **FIELDS},
         # The paper's second way to make images.
         {
             "evaluation": "resize_small_then_central_crop",

@@ -61,6 +61,16 @@ def test_no_folders_of_this_machine_and_no_secrets(run, tmp_path):
             "imagenet21k/Mixer-B_16",
         ),
         (
+            pretrained | {"pretrained_dir": str(tmp_path / "moved")},
+            "Started from",
+            "Mixer-B_16",
+        ),
+        (
+            pretrained | {"pretrained_dir": str(tmp_path / "moved" / "a.safetensors")},
+            "Started from",
+            "a.safetensors",
+        ),
+        (
             pretrained | {"pretrained_dir": "https://me:secret@example.org/a"},
             "Started from",
             "https://example.org/a/Mixer-B_16",
