@@ -398,12 +398,12 @@ def test_help(mixer_jax):
         ("evaluate {run} --dataset digit", "DatasetError: There is no dataset 'digit'"),
         ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
         (
-            "evaluate {run}/final.npz",
-            r"UsageError: .* is not a folder. Name the workdir",
+            "evaluate a.npz",
+            r"UsageError: .* is not the workdir of a run. A model of ",
         ),
         (
             "evaluate imagenet1k/Mixer-L_16",
-            r"UsageError: .* is not a folder. Name the workdir",
+            r"UsageError: .* is not the workdir of a run. A model of ",
         ),
         ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
         ("predict {run}", "UsageError: Name images"),
