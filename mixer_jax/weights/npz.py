@@ -155,14 +155,15 @@ def _explain(file: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     why = f"The file holds a {found}; the model is a {wanted}."
     same_patches = found.variant.patches == wanted.variant.patches
     if found.num_tokens != wanted.num_tokens and same_patches:
-        height, width = found.image_size or ("?", "?")
+        size = found.image_size
+        images = "{}x{} pixels".format(*size) if size else f"{found.num_tokens} patches"
         why += (
             " Token mixing fixes the number of tokens, and so the size of the images: "
-            f"initialise the model on images of {height}x{width} pixels, or have the "
-            "parameters adapted."
+            f"initialise the model on images of {images}, or have the parameters "
+            "adapted. In a run: --config.pp.crop="
         )
-        if height == width:
-            why += f" In a run: --config.pp.crop={height}."
+        crop = size[0] if size and size[0] == size[1] else size or "HEIGHT,WIDTH"
+        why += f"{crop}.".replace(" ", "")
     if found.num_tokens != wanted.num_tokens or not same_patches:
         why += resolution.explain(found, wanted)
     return why

@@ -154,7 +154,6 @@ def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> 
       pretrained_dir: as above.
       model_name: "Mixer-B_16", or "B/16"; in a local folder the name of any file,
         without its ending.
-
     """
     text = os.fspath(pretrained_dir)
     folder = text.rstrip("/")

@@ -353,6 +353,15 @@ def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     assert "channel_mixing" not in message
 
 
+def test_load_pretrained_of_images_that_are_not_square_says_how_many_patches(
+    tiny, tmp_path
+):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(tiny.sizes_with(num_tokens=15)))
+    with pytest.raises(ValueError, match="model on images of 15 patches, or") as error:
+        mixer_jax.load_pretrained(tmp_path / "a.npz", tiny.tree())
+    assert "In a run: --config.pp.crop=HEIGHT,WIDTH." in str(error.value)
+
+
 def changed(tiny, **sizes):
     """The parameters of a changed model: more, fewer and other keys than published."""
     params = tiny.tree(tiny.sizes_with(**sizes), seed=1)
