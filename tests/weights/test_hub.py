@@ -429,7 +429,7 @@ def test_the_command_line_and_the_variables_of_huggingface_hub(server, tmp_path)
 
 
 def test_a_token_that_no_request_can_hold_is_not_shown(server, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01")
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x0bx")
     with pytest.raises(OSError, match="could not be fetched") as error:
         hub.resolve_hub(REPOSITORY)
     assert TOKEN not in str(error.value)
