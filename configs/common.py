@@ -17,9 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults, those of fine-tuning in vit_jax."""
     config = ml_collections.ConfigDict()
 
-    # The folder of {model.model_name}.npz. The run starts from the parameters in that
-    # file, without the head. A published folder (imagenet1k, imagenet21k, sam, gsam;
-    # downloaded once), or a local one. None or '': start from scratch.
+    # The run starts from these parameters, without the head: a published folder
+    # (imagenet1k, imagenet21k, sam, gsam; downloaded once) or a local one, in which the
+    # file is {model.model_name}.npz; or one model: a file, a run's workdir, a name such
+    # as timm/mixer_b16_224.goog_in21k. None or '': start from scratch.
     config.pretrained_dir = config_dict.placeholder(str)
     # If that file is for images or patches of another size: "error"; "interpolate", for
     # any size; or "block_diagonal" (paper, appendix C), for K times the height and
@@ -147,6 +148,9 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     # "none" on CPU and GPU.
     fields["dtype"] = config_dict.placeholder(str)
     fields["remat"] = config_dict.placeholder(str)
+    # None: what the parameters of pretrained_dir were trained with, else MlpMixer's.
+    for name in {"gelu", "layer_norm_epsilon"} & fields.keys():
+        fields[name] = config_dict.placeholder(type(fields[name]))
     return ml_collections.ConfigDict(fields).lock()
 
 

@@ -11,6 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configs import digits
 from mixer_jax import cli
@@ -259,17 +260,54 @@ def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
         assert ("and logits slightly" in caplog.text) == (target[0] == "b")
     first, last = (read_checkpoint(tmp_path / x) for x in ("a.npz", "c.npz"))
     jax.tree.map(np.testing.assert_array_equal, first, last)
+    about = [(tmp_path / f"{x}.npz.json").read_text() for x in "ac"]
+    assert about[0] == about[1]
     older = golden.path / "older_layout_checkpoint.npz"
     assert mixer_jax("convert", older, tmp_path / "new.npz")[0] == 0
     with np.load(tmp_path / "new.npz") as file:
         assert "stem/kernel" in file
-    from_timm = mixer_jax(
-        "convert", golden.path / "timm_mixer.safetensors", tmp_path / "t.npz"
-    )
+    timm = golden.path / "timm_mixer.safetensors"
+    assert mixer_jax("convert", timm, tmp_path / "t.npz")[0] == 0
     assert (
-        "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
-        in from_timm[1]
+        "\ncomputes    gelu erf, layer" in mixer_jax("inspect", tmp_path / "t.npz")[1]
     )
+
+
+def test_convert_for_mlp_mixer_pytorch(mixer_jax, golden, tmp_path):
+    path = golden.path / "mlp_mixer_pytorch.safetensors"
+    target = tmp_path / "a.safetensors"
+    status, _, error = mixer_jax("convert", path, target)
+    assert status == 1
+    assert "24 tokens of 8x8 pixels, which make no square image" in error
+    assert "--image-size" in error
+    size = ["--image-size", "32x48"]
+    to = ["--to", "mlp-mixer-pytorch"]
+    assert mixer_jax("convert", path, target, *to, *size)[0] == 0
+    found, expected = load_file(target), load_file(path)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes()
+    printed = mixer_jax("inspect", target)[1]  # it knows its size now
+    assert "(images of 32x48 pixels, patches of 8x8)" in printed
+    assert "computes    gelu erf, layer_norm_epsilon 1e-05" in printed
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "message"),
+    [
+        ("a.pth", None, "ends in neither .npz nor .safetensors. For a folder: --to hf"),
+        ("a.npz", "timm", "--to timm writes a file that ends in .safetensors"),
+        ("a.safetensors", "npz", "--to npz writes a file that ends in .npz"),
+        ("a.safetensors", "hf", "--to hf writes a folder"),
+        ("folder", "mlp-mixer-pytorch", "writes a file that ends in .safetensors"),
+    ],
+)
+def test_convert_to_a_name_of_another_format(mixer_jax, tmp_path, target, to, message):
+    options = ["--to", to] if to else []
+    status, _, error = mixer_jax("convert", "any", tmp_path / target, *options)
+    assert status == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("resolution", ["block_diagonal", "interpolate"])
@@ -360,12 +398,12 @@ def test_help(mixer_jax):
         ("evaluate {run} --dataset digit", "DatasetError: There is no dataset 'digit'"),
         ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
         (
-            "evaluate {run}/final.npz",
-            r"UsageError: .* is not a folder. Name the workdir",
+            "evaluate a.npz",
+            r"UsageError: .* is not the workdir of a run. A model of ",
         ),
         (
             "evaluate imagenet1k/Mixer-L_16",
-            r"UsageError: .* is not a folder. Name the workdir",
+            r"UsageError: .* is not the workdir of a run. A model of ",
         ),
         ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
         ("predict {run}", "UsageError: Name images"),

@@ -15,12 +15,13 @@ from mixer_jax.cli.app import UsageError, app, print_table
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
-from mixer_jax.data.sizes import Size, covers, in_proportion, parse_size, size_text
+from mixer_jax.data.sizes import Size, covers, parse_size, size_text
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
 from mixer_jax.files import replace_when_whole
 from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
+from mixer_jax.run.source import find_workdir
 from mixer_jax.weights.export import export_onnx, export_stablehlo
 from mixer_jax.weights.layout import check_params
 from mixer_jax.weights.published import (
@@ -56,18 +57,18 @@ class ModelFlags:
     """How to use a model, instead of what its run or file says."""
 
     class_names: str | None = None
-    """"imagenet1k", or a file with one name a line or a JSON list. Default: those of
-    the run; ImageNet-1k's for published files of 1000 classes."""
+    """"imagenet1k", or a file with one name a line or a JSON list. Default: what is
+    known of the model."""
     gelu: Literal["tanh", "erf"] | None = None
-    """Default: what the run or the safetensors file says; "tanh" for npz files."""
+    """Default: what is known of the model."""
     evaluation: Evaluation | None = None
-    """How images are brought to size. Default: as in the run;
-    resize_small_then_central_crop for published files; else resize."""
+    """How images are brought to size. Default: what is known of the model, or
+    resize."""
     resize: ImageSize = None
-    """Pixels to resize to before a central crop, such as 256 or 366x256. Default: as in
-    the run, or 256/224 of the model's image size."""
+    """Pixels to resize to before a central crop, such as 256 or 366x256. Default: what
+    is known of the model, or 256/224 of its image size."""
     interpolation: Interpolation | None = None
-    """How images are resized. Default: as in the run, or what is usual for the
+    """How images are resized. Default: what is known of the model, or usual for the
     evaluation."""
     image_size: ImageSize = None
     """Size of the images in pixels, such as 224 or 320x224 (height x width). Default:
@@ -91,11 +92,7 @@ class ModelFlags:
             check_params(loaded.params, loaded.model, shape, where)
         if self.resize is not None and min(self.resize) < 1:
             raise UsageError(f"--resize is {size_text(self.resize)}; 1 is the least.")
-        resize = self.resize or (
-            old.resize
-            if loaded.config
-            else in_proportion((256, 256), (224, 224), old.crop)
-        )
+        resize = self.resize or old.resize
         new = dataclasses.replace(
             old,
             evaluation=self.evaluation or old.evaluation,
@@ -115,8 +112,10 @@ Model = Annotated[
     Positional[str],
     tyro.conf.arg(
         metavar="MODEL",
-        help="a run's workdir; a published name such as imagenet1k/Mixer-B_16; an npz "
-        "file, in the published or the older layout; or timm's .safetensors.",
+        help="a run's workdir; a published name such as imagenet1k/Mixer-B_16; a name "
+        "of the Hugging Face hub such as timm/mixer_b16_224.goog_in21k, or a folder "
+        "from there; an .npz file, in the published or the older layout; a "
+        ".safetensors file of timm or mlp-mixer-pytorch.",
     ),
 ]
 Flags = Annotated[ModelFlags, tyro.conf.arg(name="")]
@@ -152,10 +151,10 @@ def evaluate(
     from mixer_jax.evaluation.classification import evaluate_dataset
     from mixer_jax.visualize import plot_confusion_matrix
 
-    if dataset is None and not pathlib.Path(model).expanduser().is_dir():
+    if dataset is None and find_workdir(model) is None:
         raise UsageError(
-            f"{model} is not a folder. Name the workdir of a run; a model of any other "
-            "kind needs a --dataset."
+            f"{printable(without_secrets(model))} is not the workdir of a run. A model "
+            "of any other kind needs a --dataset."
         )
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")

@@ -10,48 +10,90 @@ from tyro.conf import Positional
 from mixer_jax.cli.app import UsageError, app, print_table
 from mixer_jax.cli.models import ImageSize, Model, Resolution
 from mixer_jax.data.sizes import as_value
+from mixer_jax.run.card import card_facts
 from mixer_jax.run.loading import load_model
+from mixer_jax.weights.about import about_model, write_beside
+from mixer_jax.weights.huggingface import save_folder
 from mixer_jax.weights.layout import shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
+    FIELDS,
     PUBLISHED,
     cache_dir,
     is_cached,
     published_name,
 )
-from mixer_jax.weights.timm import save_timm
+from mixer_jax.weights.pytorch import save_pytorch
+from mixer_jax.weights.reading import open_weights
 
 
 @app.command
 def convert(
     model: Model,
     target: Positional[pathlib.Path],
+    to: Literal["npz", "timm", "mlp-mixer-pytorch", "hf"] | None = None,
     gelu: Literal["tanh", "erf"] | None = None,
+    class_names: str | None = None,
     image_size: ImageSize = None,
     resolution: Resolution = "interpolate",
 ) -> None:
     """Writes a model's parameters in another format, or for another size of images.
 
+    What is known of them goes along: the GELU, how images are made, the classes. It is
+    in the header of a safetensors file, in config.json, or in a .json beside an npz.
+
     Args:
-      target: a file ending in .npz (the published layout) or .safetensors (timm's).
-      gelu: the GELU that the parameters were trained with. Default: what the run or
-        the safetensors file says; "tanh" for npz files.
+      target: a file ending in .npz or .safetensors, or a folder.
+      to: "npz", the published layout; "timm" or "mlp-mixer-pytorch", safetensors for
+        these packages of PyTorch; "hf", a folder for the Hugging Face hub and timm.
+        Default: npz or timm, by the ending of the target.
+      gelu: the GELU that the parameters were trained with. Default: what is known of
+        the model.
+      class_names: as in evaluate.
       image_size: size of the images in pixels, such as 224 or 320x224 (height x
         width). Default: what the model is for. For another size its parameters are
         adapted.
       resolution: how they are adapted: interpolate for any size; block_diagonal for
         whole multiples, as in the paper.
     """
-    if target.suffix not in (".npz", ".safetensors"):
-        raise UsageError(f"{target} ends in neither .npz nor .safetensors.")
-    loaded = load_model(model, gelu=gelu, image_size=image_size, resolution=resolution)
-    gelu_of_model = loaded.model.gelu
-    if target.suffix == ".npz":
+    usual = {".npz": "npz", ".safetensors": "timm"}
+    kind = to or usual.get(target.suffix)
+    if kind is None:
+        raise UsageError(
+            f"{target} ends in neither .npz nor .safetensors. For a folder: --to hf"
+        )
+    ending = {"npz": ".npz", "hf": None}.get(kind, ".safetensors")
+    if ending != (target.suffix if target.suffix in usual else None):
+        expected = f"a file that ends in {ending}" if ending else "a folder"
+        raise UsageError(f"{target}: --to {kind} writes {expected}.")
+    loaded = load_model(
+        model,
+        gelu=gelu,
+        class_names=class_names,
+        image_size=image_size,
+        resolution=resolution,
+    )
+    about = about_model(loaded.model, loaded.transform, loaded.class_names)
+    if loaded.transform.permute:
+        print("The model expects permuted pixels (pp.permute), which no file can say.")
+    if kind == "npz":
+        write_beside(target, about)
         save_checkpoint(target, loaded.params)
+    elif kind == "hf":
+        save_folder(
+            target,
+            loaded.params,
+            {**FIELDS, **about.fields},  # a fork may lack some
+            loaded.transform,
+            loaded.class_names,
+            card_facts(loaded, model),
+        )
     else:
-        save_timm(target, loaded.params, gelu=gelu_of_model)
-    print(f"{target}: {target.stat().st_size:,} bytes")
+        save_pytorch(target, loaded.params, kind, about)
+    files = sorted(target.iterdir()) if kind == "hf" else [target]
+    for file in files:
+        print(f"{file}: {file.stat().st_size:,} bytes")
     if image_size:
         crop = str(as_value(image_size)).replace(" ", "")
         options = [f"--config.pp.crop={shlex.quote(crop)}"]
@@ -59,11 +101,6 @@ def convert(
             units = loaded.model.tokens_mlp_dim
             options.append(f"--config.model.tokens_mlp_dim={units}")
         print(f"Train from it with {' '.join(options)}.")
-    if target.suffix == ".npz" and gelu_of_model == "erf":
-        print("An npz file cannot say that these parameters need the exact GELU.")
-        print(
-            "Give --gelu erf wherever you use it, and train.py --config.model.gelu=erf."
-        )
 
 
 @app.command
@@ -89,18 +126,20 @@ def checkpoints() -> None:
 def inspect(model: Model) -> None:
     """Prints a model's sizes and its parameters. Fetches no published file."""
     if name := published_name(model):
-        sizes, gelu = PUBLISHED[name].sizes, "tanh"
+        sizes, known = PUBLISHED[name].sizes, open_weights(name).about.fields
         shapes = sizes.shapes()
     else:
         loaded = load_model(model)
         num_classes = loaded.model.num_classes or None
         sizes = sizes_of(loaded.model, num_classes, loaded.transform.crop)
-        gelu = loaded.model.gelu
+        known = about_model(loaded.model, loaded.transform, None).fields
         shapes = shapes_of(loaded.params)
     counts = {key: math.prod(shape) for key, shape in shapes.items()}
     total, head = sum(counts.values()), sum(counts[k] for k in counts if is_head(k))
     classes = f"{sizes.num_classes} classes" if sizes.num_classes else "none"
-    print(f"model       {sizes}, {gelu} GELU")
+    computes = [f"{key} {x}" for key, x in known.items() if key != "model_name"]
+    print(f"model       {sizes}")
+    print(f"computes    {', '.join(computes) or '-'}")
     print(f"parameters  {total:,}, {total - head:,} without the head")
     print(f"head        {classes}\n")
     listed = [

@@ -40,9 +40,9 @@ class Values:
             lambda x: (_is_whole(x) and x == 0) or self.include(x),
         )
 
-    def or_default(self) -> "Values":
+    def or_default(self, default: str = "what suits the device") -> "Values":
         """Returns these values, and None, which no flag can give."""
-        expected = f"{self.expected}, or no flag at all for what suits the device"
+        expected = f"{self.expected}, or no flag at all for {default}"
         return Values(expected, lambda x: x is None or self.include(x))
 
 
@@ -120,8 +120,8 @@ SPLIT = Values("a split, such as train or train[:98%]", _is_text)
 # configs/common.py. A field that a fork adds to the model, model.*, needs no row.
 KEYS = {
     "pretrained_dir": Values(
-        "a folder of npz files or the name of a published one. To start from scratch: "
-        "--config.pretrained_dir=''",
+        "a folder of files of parameters, the name of a published one, or one file or "
+        "model. To start from scratch: --config.pretrained_dir=''",
         lambda x: x in (None, "") or _is_text(x),
     ),
     "init_from": Values("the workdir of a run", _is_text).or_none(),
@@ -228,7 +228,10 @@ KEYS = {
     "model.dtype": _one_of("float32", "bfloat16").or_default(),
     "model.remat": _one_of(*REMAT_POLICIES).or_default(),
     "model.scan_blocks": BOOL,
-    "model.gelu": _one_of(*GELUS),
+    "model.gelu": _one_of(*GELUS).or_default("that of the file of pretrained_dir"),
+    "model.layer_norm_epsilon": _number(0).or_default(
+        "that of the file of pretrained_dir"
+    ),
 }
 
 

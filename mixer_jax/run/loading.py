@@ -1,13 +1,12 @@
 """A model ready for use, from whatever holds one: a run, a file, a published name."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -24,6 +23,7 @@ from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
 from mixer_jax.run.paths import resolved
 from mixer_jax.run.resolution import adapt_model
+from mixer_jax.run.source import find_workdir, read_run, read_run_params
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.variants import count_patches
@@ -32,16 +32,10 @@ from mixer_jax.weights.layout import (
     CheckpointError,
     MixerSizes,
     check_params,
-    infer_sizes,
-    shapes_of,
+    infer_model,
 )
-from mixer_jax.weights.npz import read_checkpoint
-from mixer_jax.weights.published import (
-    load_checkpoint,
-    published_name,
-    without_secrets,
-)
-from mixer_jax.weights.timm import load_timm, timm_gelu
+from mixer_jax.weights.published import without_secrets
+from mixer_jax.weights.reading import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +79,13 @@ def load_model(
     """Loads a model with all that is known of its use.
 
     Args:
-      name_or_path: the workdir of a run, of which final.npz is read, or before that
-        exists the newest checkpoint; a timm file ending in .safetensors; else what
-        `mixer_jax.load_checkpoint` takes, a published name or an npz file.
-      gelu: "tanh" or "erf", to be used instead of what the run or the timm file says.
-        An npz file says nothing, and counts as "tanh".
+      name_or_path: the workdir of a run, or its final.npz; before that exists, the
+        newest checkpoint is read. Or what `mixer_jax.weights.reading.open_weights`
+        takes: a published name, one of the Hugging Face hub, a file, a folder.
+      gelu: "tanh" or "erf", to be used instead of what is known of the parameters.
       class_names: "imagenet1k", or a file with one name a line or a JSON list of them,
-        to be used instead of the source's. A run has those of its dataset, a published
-        file of 1000 classes those of ImageNet-1k, and other files none.
+        to be used instead of what is known. A run has those of its dataset, a published
+        file of 1000 classes those of ImageNet-1k.
       image_size: (height, width) of the images in pixels, or one number for both, if
         not what the model is for.
       resolution: how the parameters are adapted to `image_size`; see
@@ -100,9 +93,10 @@ def load_model(
 
     Returns:
       The model. For a run it is the one that its config.json describes, with the run's
-      transform. For a file its sizes are inferred; the transform of a published file is
-      the short side to 256 pixels and a central crop (the paper's second), that of any
-      other file a plain resize.
+      transform. For a file its sizes are inferred, and the rest is as the file says or
+      as is known of its name. The transform of a published file is the short side to
+      256 pixels and a central crop (the paper's second); that of a file which says
+      nothing is a plain resize.
 
     Raises:
       OSError: there is no such file, or it cannot be fetched.
@@ -112,23 +106,10 @@ def load_model(
         `image_size`.
     """
     text = os.fspath(name_or_path)
-    path = pathlib.Path(text).expanduser()
-    if path.is_dir():
-        loaded = _load_workdir(path)
-    elif path.suffix == ".safetensors":
-        loaded = _from_params(load_timm(path), text, image_size, gelu=timm_gelu(path))
+    if workdir := find_workdir(text):
+        loaded = _load_workdir(workdir)
     else:
-        where = without_secrets(text)
-        loaded = _from_params(load_checkpoint(text), where, image_size)
-        if name := published_name(text):
-            transform = EvalTransform(
-                loaded.transform.crop, "resize_small_then_central_crop"
-            )
-            names = imagenet_names() if loaded.model.num_classes == 1000 else None
-            model = loaded.model.clone(model_name=name)
-            loaded = dataclasses.replace(
-                loaded, model=model, transform=transform, class_names=names
-            )
+        loaded = _load_weights(text, image_size)
     if image_size is not None and as_size(image_size) != loaded.transform.crop:
         size, where = as_size(image_size), without_secrets(text)
         loaded = _at_image_size(loaded, size, resolution, where)
@@ -140,7 +121,7 @@ def load_model(
     if names is not None and len(names) != num_classes:
         raise CheckpointError(
             f"{without_secrets(text)} has {num_classes or 'no'} classes, but "
-            f"{class_names or 'class_names.json'} names {len(names)}."
+            f"{class_names or 'its list of classes'} names {len(names)}."
         )
     return loaded
 
@@ -211,102 +192,37 @@ def _at_image_size(
     return dataclasses.replace(loaded, model=model, params=params, transform=transform)
 
 
-def _from_params(
-    params: dict[str, Any],
-    where: str,
-    image_size: int | Size | None = None,
-    **fields: Any,
-) -> LoadedModel:
-    sizes = infer_sizes(shapes_of(params), where)
-    size = sizes.image_size or _check_tokens(sizes, image_size, where)
-    return LoadedModel(sizes.create_model(**fields), params, EvalTransform(size))
+def _load_weights(text: str, image_size: int | Size | None) -> LoadedModel:
+    size = None if image_size is None else as_size(image_size)
+    weights = read_weights(text, image_size=size)
+    sizes = infer_model(weights.params, weights.where)
+    if weights.transform is None:
+        raise _unknown_size(sizes, size, weights.where)
+    known = {x.name for x in dataclasses.fields(MlpMixer)}  # a fork may lack some
+    fields = {key: x for key, x in weights.fields.items() if key in known}
+    model = sizes.create_model(**fields)
+    params, names = weights.params, weights.class_names
+    shape = (*weights.transform.crop, sizes.image_channels)
+    check_params(params, model, shape, weights.where)
+    return LoadedModel(model, params, weights.transform, names)
 
 
-def _check_tokens(sizes: MixerSizes, image_size: int | Size | None, where: str) -> Size:
-    """Returns `image_size` if images of that size have as many tokens as the file."""
+def _unknown_size(
+    sizes: MixerSizes, image_size: Size | None, where: str
+) -> CheckpointError:
+    """Returns the error that a file is for images of another shape than square."""
     patch, message = sizes.variant.patches.size, ""
     if image_size is not None:
-        size = as_size(image_size)
         try:
-            tokens = math.prod(count_patches(size, patch))
+            tokens = math.prod(count_patches(image_size, patch))
         except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        if tokens == sizes.num_tokens:
-            return size
-        message = f" Images of {size_text(size)} pixels have {tokens}."
-    raise CheckpointError(
+            return CheckpointError(f"{where}: {error}")
+        message = f" Images of {size_text(image_size)} pixels have {tokens}."
+    return CheckpointError(
         f"{where} is for {sizes.num_tokens} tokens of {size_text(patch)} pixels, which "
         f"make no square image.{message} Give the size of the images that it is for, "
         "as in --image-size 320x224 (height x width)."
     )
-
-
-class Run(NamedTuple):
-    """What the files in a workdir say of a run.
-
-    Attributes:
-      config: its config.json.
-      class_names: of its dataset.
-      multilabel: whether the images of its dataset have several labels.
-      fingerprint: of its data; None for a run of before these were kept.
-    """
-
-    config: dict[str, Any]
-    class_names: list[str]
-    multilabel: bool
-    fingerprint: Fingerprint | None
-
-
-def read_run(workdir: pathlib.Path) -> Run:
-    """Reads what a run recorded of itself.
-
-    Raises:
-      CheckpointError: the folder is not there, or not the workdir of a run.
-    """
-    if not workdir.is_dir():
-        found = "is a file" if workdir.exists() else "is not there"
-        raise CheckpointError(
-            f"{printable(workdir)} {found}. Expected the workdir of a run, a folder."
-        )
-    for name in ("config.json", "class_names.json"):
-        if not (workdir / name).exists():
-            files = [
-                x.name
-                for x in workdir.iterdir()
-                if x.suffix in (".npz", ".json", ".safetensors")
-                or (x / "config.json").exists()
-            ]
-            raise CheckpointError(
-                f"{workdir} is a folder without a {name}, and so not the workdir of a "
-                "run. Name a workdir or a file. In it: "
-                f"{', '.join(sorted(files)) or '-'}"
-            )
-    dataset = workdir / "dataset.json"
-    about = _read_json(dataset) if dataset.exists() else {}
-    return Run(
-        _read_json(workdir / "config.json"),
-        _read_json(workdir / "class_names.json"),
-        about.get("multilabel", False),
-        about.get("fingerprint"),
-    )
-
-
-def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """Returns a run's parameters, and the file or checkpoint that they are from.
-
-    That is final.npz, or the newest checkpoint if the run is not finished.
-
-    Raises:
-      FileNotFoundError: there is neither.
-      CheckpointError: final.npz is damaged.
-    """
-    if (final := workdir / "final.npz").exists():
-        return read_checkpoint(final), str(final)
-    # Orbax takes a third of a second to import, and is seldom needed.
-    from mixer_jax.training.checkpointing import read_latest_params, saved_steps
-
-    params = read_latest_params(workdir)
-    return params, f"{workdir}, step {saved_steps(workdir)[-1]}"
 
 
 def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
@@ -316,7 +232,7 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
         model = build_model(config["model"], len(class_names))
     except ConfigError as error:
         raise CheckpointError(f"{workdir / 'config.json'}: {error}") from error
-    if model.dtype is None:  # as in training: what the devices are fast at
+    if config["model"].get("dtype", "") is None:  # what the devices are fast at
         is_tpu = jax.default_backend() == "tpu"
         model = model.clone(dtype="bfloat16" if is_tpu else "float32")
     model = model.clone(remat="none", scan_blocks=False)  # these are for training
@@ -342,10 +258,3 @@ def _read_names(class_names: str) -> list[str]:
     if class_names == "imagenet1k":
         return imagenet_names()
     return read_class_names(pathlib.Path(class_names).expanduser())
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON file: {error}") from error

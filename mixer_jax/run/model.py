@@ -24,7 +24,8 @@ def build_model(fields: Mapping[str, Any], num_classes: int) -> MlpMixer:
     """Returns the model of `config.model`, from a config or a config.json.
 
     Args:
-      fields: by the names of MlpMixer's fields. One that is absent has its default.
+      fields: by the names of MlpMixer's fields. One that is absent or None has its
+        default.
       num_classes: of the dataset.
 
     Raises:
@@ -46,7 +47,9 @@ def build_model(fields: Mapping[str, Any], num_classes: int) -> MlpMixer:
         )
     # JSON has lists where the config has tuples.
     values: dict[str, Any] = {
-        k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()
+        k: tuple(x) if isinstance(x, list) else x
+        for k, x in fields.items()
+        if x is not None
     }
     values["patches"] = Patches(tuple(fields["patches"]["size"]))
     return MlpMixer(num_classes=num_classes, **values)

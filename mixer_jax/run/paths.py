@@ -8,7 +8,8 @@ from typing import Any
 
 from mixer_jax.run.config import Config, flatten
 from mixer_jax.run.keys import row_of
-from mixer_jax.weights.published import is_published_folder
+from mixer_jax.weights.hub import is_hub_name
+from mixer_jax.weights.published import PUBLISHED, is_published_folder
 
 
 def absolute_folder(name: str) -> str:
@@ -23,8 +24,9 @@ def absolute_dataset(name: str) -> str:
 
 
 def absolute_pretrained(name: str) -> str:
-    """Returns the absolute path of a folder of npz files; published names stay."""
-    return name if is_published_folder(name) else absolute_folder(name)
+    """Returns the absolute path of a file or folder of parameters; names stay."""
+    is_name = is_published_folder(name) or name in PUBLISHED or is_hub_name(name)
+    return name if is_name else absolute_folder(name)
 
 
 # The keys whose values may be paths, and what makes these absolute.

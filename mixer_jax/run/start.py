@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from mixer_jax.data.sizes import as_size, as_value
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
-from mixer_jax.run.loading import read_run, read_run_params
 from mixer_jax.run.model import FIELD_DEFAULTS
-from mixer_jax.run.paths import absolute_folder, absolute_pretrained
+from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.program import Program
+from mixer_jax.run.source import load_pretrained, read_run, read_run_params
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import first_process_first
@@ -32,7 +32,8 @@ from mixer_jax.weights.layout import (
 )
 from mixer_jax.weights.names import is_head
 from mixer_jax.weights.npz import merge_pretrained
-from mixer_jax.weights.published import find_checkpoint, load_pretrained
+from mixer_jax.weights.published import without_secrets
+from mixer_jax.weights.reading import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +50,18 @@ _FREE_FIELDS = {
 
 
 def check_start(config: Config, workdir: pathlib.Path) -> None:
-    """Looks for what a run starts from, before its dataset is opened; fetches nothing.
+    """Looks at the run of init_from, before the dataset is opened.
 
     A run that has a checkpoint does not need it any more.
 
     Raises:
-      OSError, CheckpointError: it is not there, or cannot be read.
-      ConfigError: the run of init_from has another model.
+      CheckpointError: it is not there, or not the workdir of a run.
+      ConfigError: it has another model.
     """
     if saved_steps(workdir):
         return
     if config.init_from:
         _check_same_model(config, pathlib.Path(absolute_folder(config.init_from)))
-    elif config.pretrained_dir:
-        folder = absolute_pretrained(config.pretrained_dir)
-        if pathlib.Path(folder).is_absolute():  # and no URL or published name
-            find_checkpoint(folder, config.model.model_name)
 
 
 def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
@@ -113,13 +110,12 @@ def initial_state(
     if config.init_from:
         params = _params_of_run(config, program, state.params, class_names, mesh)
     elif config.pretrained_dir:
-        path = first_process_first(
-            find_checkpoint, config.pretrained_dir, config.model.model_name
+        name = find_checkpoint(config.pretrained_dir, config.model.model_name)
+        grid = count_patches(as_size(config.pp.crop), program.model.patches.size)
+        params = first_process_first(
+            load_pretrained, name, state.params, config.resolution, grid
         )
-        size = as_size(config.pp.crop)
-        grid = count_patches(size, program.model.patches.size)
-        params = load_pretrained(path, state.params, config.resolution, grid)
-        logger.info("start    from %s, with a new head", path)
+        logger.info("start    from %s, with a new head", without_secrets(name))
     else:
         return state
 

@@ -24,7 +24,7 @@ from mixer_jax.run.program import (
     log_program,
     step_rng,
 )
-from mixer_jax.run.resolution import set_token_units
+from mixer_jax.run.settings import settings_of_source
 from mixer_jax.run.start import check_start, initial_state
 from mixer_jax.run.workdir import (
     check_same_data,
@@ -80,13 +80,13 @@ def train_and_evaluate(
     start_time = time.monotonic()
     check_processes(comparable(config))
     config, mesh = check_run(config)
-    config, note = first_process_first(set_token_units, config, workdir)
+    config, notes = first_process_first(settings_of_source, config, workdir)
     workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(logging_to(workdir))
-        if note:
-            logger.info("adapted  %s", note)
+        for level, note in notes:
+            logger.log(level, note)
         enter(jax.set_mesh(mesh))
         stop_requested = enter(stop_signals())
         first_process_first(check_start, config, workdir)

@@ -43,8 +43,8 @@ ADDED_KEYS: dict[str, Any] = {
     "label_key": None,
     "resolution": "error",
     "pp.interpolation": None,
-    "pp.mean": None,
-    "pp.std": None,
+    "pp.mean": 0.5,
+    "pp.std": 0.5,
 }
 
 # In config.json: the paths that are absolute there, as they were typed.

@@ -46,7 +46,7 @@ def kind_of_file(path: pathlib.Path) -> str | None:
         if re.compile(pattern, re.DOTALL).match(start):
             return f"{kind}."
     if _PICKLE.match(start):
-        return _pickle(path)
+        return pickle_advice(str(path), str(path.with_suffix(".safetensors")))
     text = describe_text(start)
     return text and f"{text}. Download the file again."
 
@@ -57,13 +57,14 @@ def _kind_of_archive(path: pathlib.Path) -> str:
     if any(name.endswith(".npy") for name in names):
         return "an npz file. Give it a name that ends in .npz."
     if any(name.endswith("data.pkl") for name in names):
-        return _pickle(path)
+        return pickle_advice(str(path), str(path.with_suffix(".safetensors")))
     first = ", ".join(names[:3]) or "nothing"
     return f"a zip archive without arrays, of {first}. Unpack it first."
 
 
-def _pickle(path: pathlib.Path) -> str:
-    source, target = map(json.dumps, (str(path), str(path.with_suffix(".safetensors"))))
+def pickle_advice(source: str, target: str) -> str:
+    """Returns what a pickle is, and how to make a safetensors file of it."""
+    source, target = map(json.dumps, (source, target))
     return (
         "a pickle, such as PyTorch writes; pickles are never read, since that could "
         "run any code. Where PyTorch is installed, these two lines of Python make a "

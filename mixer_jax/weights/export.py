@@ -143,9 +143,10 @@ def _prepare(
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     width = jax.eval_shape(forward, images).shape[-1]
     is_logits = bool(model.num_classes)
+    known = vars(model)  # a fork may lack some
     return forward, {
         "model": model.model_name or "Mixer",
-        "gelu": model.gelu,
+        **{x: getattr(model, x) for x in ("gelu", "layer_norm_epsilon") if x in known},
         "input": {
             "name": "images",
             "dtype": "uint8",

@@ -7,23 +7,24 @@ They are fetched once over https, without an account, into a folder of the user:
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Mapping
 from typing import Any
 
 import pooch
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.variants import VARIANTS, get_variant
+from mixer_jax.variants import get_variant
 from mixer_jax.weights import layout, names, npz
 from mixer_jax.weights.layout import CheckpointError, MixerSizes
-from mixer_jax.weights.resolution import RESOLUTIONS, adapt
+from mixer_jax.weights.pytorch import read_pytorch
 
+SUFFIXES = (".npz", ".safetensors")  # of files of parameters
 BUCKET = "gs://mixer_models/"
+# Of MlpMixer, as the published files were trained.
+FIELDS = {"gelu": "tanh", "layer_norm_epsilon": 1e-6}
 BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
 
 
@@ -66,114 +67,22 @@ PUBLISHED = {
 }
 
 
-def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the parameters of a published checkpoint, or of a Mixer in an npz file.
-
-    Args:
-      name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
-
-    Returns:
-      The published parameter tree, a nested dict of float32 numpy arrays.
+def read_published(name: str) -> tuple[dict[str, Any], str]:
+    """Returns the parameters of one of PUBLISHED, and the file that they are from.
 
     Raises:
-      OSError: as `resolve`, where there is no such file or it cannot be fetched.
-      CheckpointError: the file is not a sound Mixer, or not the one that was named.
+      OSError: the file cannot be fetched.
+      CheckpointError: it is not sound, or not the one that was published.
     """
-    path, params = _read(name_or_path)
-    layout.infer_model(params, str(path))
-    return params
-
-
-def load_pretrained(
-    name_or_path: str | os.PathLike[str],
-    init_params: Mapping[str, Any],
-    resolution: str = "error",
-    grid: tuple[int, int] | None = None,
-) -> dict[str, Any]:
-    """Returns new parameters to fine-tune: those of the file, but for the head.
-
-    The head always comes from `init_params`, whatever the file has (vit_jax's rule); a
-    new head starts at zero. The model may have more or fewer parameters than the file:
-    see `mixer_jax.weights.npz.merge_pretrained`.
-
-    Args:
-      name_or_path: what `resolve` takes, such as "imagenet21k/Mixer-B_16".
-      init_params: the "params" that the new model's init returns. Of those that are
-        taken from the file only shapes are read, so jax.ShapeDtypeStruct will do there.
-      resolution: what to do if the model is for images or patches of another size than
-        the file: "error", or adapt the parameters by "block_diagonal" or "interpolate".
-        See `mixer_jax.weights.resolution`. The file must be for square images.
-      grid: patches (down, across) of the model's images. Default: as many down as
-        across. It is read only if the parameters are adapted.
-
-    Returns:
-      The tree of `init_params`: numpy arrays from the file, the rest as given.
-
-    Raises:
-      OSError: as `resolve`, where there is no such file or it cannot be fetched.
-      CheckpointError: the file is not sound, or does not fit the model; every key at
-        fault is named with the shapes found and expected.
-      ValueError: there is no such `resolution`.
-    """
-    if resolution not in RESOLUTIONS:
-        raise ValueError(
-            f"resolution is {resolution!r}, expected one of {', '.join(RESOLUTIONS)}."
-        )
-    path, params = _read(name_or_path)
-    if resolution != "error":
-        shapes = layout.shapes_of(init_params)
-        new_grid = grid or _square_grid(shapes)
-        params = adapt(params, shapes, new_grid, resolution, where=str(path))
-    return npz.merge_pretrained(init_params, params, str(path))
-
-
-def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:
-    """Returns the numbers of patches (down, across) of a model's images."""
-    sizes = layout.infer_sizes(shapes, "init_params without a grid")
-    side = math.isqrt(sizes.num_tokens)
-    if side * side != sizes.num_tokens:
-        raise CheckpointError(
-            f"init_params are for {sizes.num_tokens} tokens, which are no square grid "
-            "of patches: give the grid."
-        )
-    return side, side
-
-
-def _read(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, dict[str, Any]]:
-    path = resolve(name_or_path)
+    path = resolve(name)
     params = npz.read_checkpoint(path)
-    if name := published_name(os.fspath(name_or_path)):
-        advice = "Delete the file to have it fetched again."
-        _check_published(layout.shapes_of(params), PUBLISHED[name], str(path), advice)
-    return path, params
-
-
-def find_checkpoint(
-    pretrained_dir: str | os.PathLike[str], model_name: str
-) -> pathlib.Path:
-    """Returns the local file of `model_name` in a folder, fetched if need be.
-
-    Args:
-      pretrained_dir: a published folder, "imagenet21k" or
-        "gs://mixer_models/imagenet21k"; the URL of a folder; or a local folder. A
-        published folder's bare name always means that: for a local folder called sam
-        write "./sam".
-      model_name: "Mixer-B_16", or "B/16"; in a local folder the name of any file,
-        without ".npz".
-
-    Raises:
-      OSError, CheckpointError: as resolve.
-    """
-    folder = os.fspath(pretrained_dir).rstrip("/")
-    if model_name in VARIANTS:
-        model_name = f"Mixer-{model_name.replace('/', '_')}"
-    if is_published_folder(folder):
-        folder = BUCKET + folder
-    return resolve(f"{folder}/{model_name}.npz")
+    advice = "Delete the file to have it fetched again."
+    _check_published(layout.shapes_of(params), PUBLISHED[name], str(path), advice)
+    return params, str(path)
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the local npz file that a name stands for, fetched if need be.
+    """Returns the local file that a name stands for, fetched if need be.
 
     Args:
       name_or_path: one of PUBLISHED, such as "imagenet21k/Mixer-B_16"; the same as
@@ -198,10 +107,11 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         )
     path = pathlib.Path(text).expanduser()
     if not path.exists():
-        beside = sorted(x.name for x in path.parent.glob("*.npz"))
+        beside = sorted(x.name for x in path.parent.glob("*") if x.suffix in SUFFIXES)
         raise FileNotFoundError(
             f"{text}: no such file, and not the name of a published one. "
-            f"In {path.parent}: {', '.join(beside) or 'no npz files'}. {_names()}"
+            f"In {path.parent}: {', '.join(beside) or 'no files of parameters'}. "
+            f"{_names()}"
         )
     return path
 
@@ -230,10 +140,12 @@ def _cache_path(name: str) -> pathlib.Path:
 
 def _url_cache_path(url: str) -> pathlib.Path:
     """Names a file after the last part of its URL, and a hash of the whole."""
-    last = urllib.parse.urlsplit(url).path.rpartition("/")[2].removesuffix(".npz")
-    readable = re.sub(r"[^\w.-]+", "_", last, flags=re.ASCII)[:80]
+    last = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path)
+    suffix = last.suffix if last.suffix in SUFFIXES else ".npz"
+    stem = last.name.removesuffix(suffix)
+    readable = re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII)[:80]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_dir() / "urls" / f"{readable}-{digest}.npz"
+    return cache_dir() / "urls" / f"{readable}-{digest}{suffix}"
 
 
 def is_published_folder(text: str) -> bool:
@@ -279,7 +191,7 @@ def _fetch(
             )
             download(url, str(partial), None)
             try:
-                _check_download(partial, published)
+                _check_download(partial, path.suffix, published)
             except CheckpointError as error:
                 message = f"{shown} did not send what it should, nothing was kept: "
                 raise CheckpointError(message + str(error)) from error
@@ -291,11 +203,16 @@ def _fetch(
     return path
 
 
-def _check_download(path: pathlib.Path, published: PublishedFile | None) -> None:
+def _check_download(
+    path: pathlib.Path, suffix: str, published: PublishedFile | None
+) -> None:
     if published and (size := path.stat().st_size) != published.num_bytes:
         raise CheckpointError(
             f"{size:,} bytes arrived, expected {published.num_bytes:,}. Try again."
         )
+    if suffix == ".safetensors":
+        read_pytorch(path)
+        return
     shapes = npz.read_shapes(path)
     if published:
         _check_published(shapes, published, "What arrived", "Try again.")

@@ -144,6 +144,7 @@ WRONG = [
     ("model.remat", "all"),
     ("model.scan_blocks", None),
     ("model.gelu", "relu"),
+    ("model.layer_norm_epsilon", -1e-6),
 ]
 
 

@@ -73,7 +73,8 @@ def test_what_a_run_leaves_open_or_adds(workdir):
 def test_files_bring_what_they_can(loaded, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", loaded.params)
     found = load_model(tmp_path / "a.npz")
-    assert (found.model, found.transform) == (loaded.model, EvalTransform(16))
+    transform = EvalTransform(16, resize=18)  # 256/224 of it, for a central crop
+    assert (found.model, found.transform) == (loaded.model, transform)
     assert (found.class_names, found.config) == (None, None)
     for gelu in ("tanh", "erf"):  # timm's files say which
         timm.save_timm(tmp_path / "a.safetensors", loaded.params, gelu)

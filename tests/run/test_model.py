@@ -22,7 +22,11 @@ def test_every_field_of_a_config_reaches_the_model():
     model = build_model(config, 7)
     assert (model.patches.size, model.num_classes) == ((16, 16), 7)
     for name in config.keys() - {"patches"}:
-        assert getattr(model, name) == config[name]
+        value = config[name]
+        # None stands for the field's default.
+        assert getattr(model, name) == (
+            getattr(MlpMixer, name) if value is None else value
+        )
 
 
 def test_a_field_that_a_config_lacks_has_its_default():

@@ -120,24 +120,44 @@ def test_the_lines_for_pytorch_make_a_file_that_is_read(
     assert_same(load_timm(tmp_path / "my model.safetensors"), tiny.tree())
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def write_rounded(tiny, path, dtype):
+    """Writes parameters in another dtype, and returns what they are in float32."""
+    if path.suffix == ".npz":
+        np.savez(path, **{key: x.astype(dtype) for key, x in tiny.flat().items()})
+    else:
+        save_timm(path, tiny.tree(), "erf")
+        save_file({key: x.astype(dtype) for key, x in load_file(path).items()}, path)
+    return jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), tiny.tree())
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_half_precision_is_widened_with_one_line(
+    tiny, tmp_path, assert_same, caplog, dtype, ending
+):
+    path = tmp_path / f"low.{ending}"
+    expected = write_rounded(tiny, path, dtype)
+    found = load_model(path).params
+    assert_same(found, expected)
+    count = len(tiny.flat())
+    name = np.dtype(dtype).name
+    assert caplog.messages == [
+        f"{path}: {count} of {count} arrays are in {name}; they were widened to float32"
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 def test_the_command_that_converts_to_float32_works(
     tiny, tmp_path, assert_same, dtype, ending
 ):
-    tree = tiny.tree()
-    rounded = lambda x: x.astype(dtype)
-    path = tmp_path / f"it is low.{ending}"
-    if ending == "npz":
-        np.savez(path, **{key: rounded(x) for key, x in tiny.flat().items()})
-    else:
-        save_timm(path, tree, "erf")
-        save_file({key: rounded(x) for key, x in load_file(path).items()}, path)
+    path = tmp_path / f"it is high.{ending}"
+    expected = write_rounded(tiny, path, dtype)
     with pytest.raises(CheckpointError, match=r"expected .*float32") as error:
         load_model(path)
     _, command = str(error.value).splitlines()
     python, *arguments = shlex.split(command)
     assert python == "python"
     subprocess.run([sys.executable, *arguments], check=True)
-    found = load_model(tmp_path / f"it is low-float32.{ending}").params
-    assert_same(found, jax.tree.map(lambda x: rounded(x).astype(np.float32), tree))
+    found = load_model(tmp_path / f"it is high-float32.{ending}").params
+    assert_same(found, expected)

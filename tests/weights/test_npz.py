@@ -117,8 +117,8 @@ def test_save_refuses_what_could_not_be_loaded(tiny, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def write_float16(path, flat):
-    np.savez(path, **{k: x.astype("float16") for k, x in flat.items()})
+def write_float64(path, flat):
+    np.savez(path, **{k: x.astype("float64") for k, x in flat.items()})
 
 
 def write_pickled(path, flat):
@@ -181,7 +181,7 @@ BROKEN = {
         "no npz file",
     ),
     "empty": (lambda path, flat: path.touch(), "but an empty file"),
-    "float16": (write_float16, r"MixerBlock_0/\S+ is float16, expected float32"),
+    "float64": (write_float64, r"MixerBlock_0/\S+ is float64, expected float32"),
     "NaN": (write_not_finite(np.nan), "MixerBlock_1/token_.* has 1 NaN or inf.* 96"),
     "infinity": (write_not_finite(-np.inf), "has 1 NaN or infinite"),
     "missing key": (
@@ -237,8 +237,10 @@ def test_broken_input_is_named(tiny, tmp_path, kind):
 
 def test_folder_and_missing_file(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "mine.npz", tiny.tree())
-    with pytest.raises(IsADirectoryError, match=r"is a folder.*In it: mine.npz"):
+    with pytest.raises(layout.CheckpointError, match=r"is a folder.*In it: mine.npz"):
         mixer_jax.load_checkpoint(tmp_path)
+    with pytest.raises(IsADirectoryError, match=r"is a folder.*In it: mine.npz"):
+        npz.read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nine.npz: no such file.* mine.npz"):
         mixer_jax.load_checkpoint(tmp_path / "nine.npz")
     with pytest.raises(FileNotFoundError, match=r"nine.npz: no such file"):
@@ -349,6 +351,15 @@ def test_load_pretrained_of_another_image_size_says_which(tiny, tmp_path):
     key = "MixerBlock_1/token_mixing/Dense_0/kernel"
     assert f"{key}: found (16, 6), expected (36, 6)" in message
     assert "channel_mixing" not in message
+
+
+def test_load_pretrained_of_images_that_are_not_square_says_how_many_patches(
+    tiny, tmp_path
+):
+    npz.save_checkpoint(tmp_path / "a.npz", tiny.tree(tiny.sizes_with(num_tokens=15)))
+    with pytest.raises(ValueError, match="model on images of 15 patches, or") as error:
+        mixer_jax.load_pretrained(tmp_path / "a.npz", tiny.tree())
+    assert "In a run: --config.pp.crop=HEIGHT,WIDTH." in str(error.value)
 
 
 def changed(tiny, **sizes):

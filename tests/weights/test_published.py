@@ -14,7 +14,10 @@ import pytest
 
 import mixer_jax
 from mixer_jax.run.loading import load_model
-from mixer_jax.weights import layout, npz, published
+from mixer_jax.weights import layout, published
+from mixer_jax.weights.about import About
+from mixer_jax.weights.pytorch import save_pytorch
+from mixer_jax.weights.reading import find_checkpoint, open_weights, read_weights
 
 # Sizes by an older numpy, which wrote 20 bytes less for each entry.
 OLDER = [name for name in published.PUBLISHED if name.startswith("imagenet")]
@@ -107,24 +110,15 @@ def test_fetched_once_and_kept_by_folder(
     assert server.requests == [f"/{NAME}.npz"]
 
 
-def test_find_checkpoint_in_a_published_folder(server, content, cache):
+@pytest.mark.parametrize("folder", ["imagenet21k", "gs://mixer_models/imagenet21k/"])
+def test_a_file_of_a_published_folder(server, content, cache, folder, tiny):
     server.put(NAME, content)
-    folder = "imagenet21k"
-    for pretrained_dir in (folder, f"gs://mixer_models/{folder}/", server.url + folder):
-        path = published.find_checkpoint(pretrained_dir, "Mixer-T_4")
-        assert path == cache / f"{NAME}.npz"
+    for pretrained_dir in (folder, server.url + "imagenet21k"):
+        name = find_checkpoint(pretrained_dir, "Mixer-T_4")
+        assert read_weights(name).where == str(cache / f"{NAME}.npz")
     with pytest.raises(ValueError, match=r"imagenet21k/Mixer-B_32.*gsam/Mixer-S_8"):
-        published.find_checkpoint("imagenet21k", "B/32")
+        open_weights(find_checkpoint("imagenet21k", "B/32"))
     assert len(server.requests) == 1
-
-
-def test_find_checkpoint_in_a_local_folder(tiny, tmp_path):
-    path = tmp_path / "Mixer-B_16.npz"
-    npz.save_checkpoint(path, tiny.tree())
-    assert published.find_checkpoint(tmp_path, "Mixer-B_16") == path
-    assert published.find_checkpoint(f"{tmp_path}/", "B/16") == path
-    with pytest.raises(FileNotFoundError, match=r"Mixer-L_16.npz.*Mixer-B_16.npz"):
-        published.find_checkpoint(tmp_path, "L/16")
 
 
 def test_any_url(tiny, server, cache, assert_same):
@@ -136,6 +130,21 @@ def test_any_url(tiny, server, cache, assert_same):
         assert_same(mixer_jax.load_checkpoint(url.format("yours")), tiny.tree(seed=1))
     assert server.requests == ["/mine/a.npz", "/yours/a.npz"]
     assert len(files_in(cache)) == 2
+
+
+def test_a_safetensors_file_by_its_url(tiny, server, cache, tmp_path, assert_same):
+    save_pytorch(
+        tmp_path / "a.safetensors", tiny.tree(), "timm", About({"gelu": "erf"})
+    )
+    content = (tmp_path / "a.safetensors").read_bytes()
+    server.files["/mine/a.safetensors"] = (content, len(content), 200)
+    url = f"{server.url.replace('127.0.0.1', 'localhost')}mine/a.safetensors"
+    assert_same(mixer_jax.load_checkpoint(url), tiny.tree())
+    assert [x.rpartition(".")[2] for x in files_in(cache)] == ["safetensors"]
+    server.files["/mine/b.safetensors"] = (content[:-9], len(content) - 9, 200)
+    with pytest.raises(ValueError, match="did not send what it should"):
+        mixer_jax.load_checkpoint(url.replace("/a.", "/b."))
+    assert len(files_in(cache)) == 1
 
 
 def test_a_changed_model_fetches_and_starts_from_a_published_file(
@@ -246,7 +255,8 @@ def test_damaged_downloads_never_count(tiny, server, content, cache, monkeypatch
 def test_interrupted_download_leaves_nothing(server, content, cache, monkeypatch):
     server.put(NAME, content)
 
-    def interrupt(path, entry):
+    def interrupt(path, suffix, entry):
+        assert suffix == ".npz"
         assert path.read_bytes() == content
         assert not (cache / f"{NAME}.npz").exists()
         raise KeyboardInterrupt

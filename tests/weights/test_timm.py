@@ -107,7 +107,7 @@ def test_export_of_erf_parameters_needs_no_warning(tiny, tmp_path, caplog):
     [
         ({"blocks.1.norm1.bias": None}, "blocks.1.norm1.bias: missing"),
         ({"blocks.0.attn.qkv.weight": 3}, "blocks.0.attn.qkv.weight: unknown"),
-        ({"norm.bias": "float16"}, "norm.bias is F16, expected F32"),
+        ({"norm.bias": "float64"}, "norm.bias is F64, expected F32"),
         ({"norm.bias": np.nan}, "norm.bias has 24 NaN"),
         (
             {"blocks.2.mlp_tokens.fc1.weight": 3},
@@ -120,8 +120,8 @@ def test_files_that_are_no_timm_mixer(path, tmp_path, change, message):
     [(name, value)] = change.items()
     if value is None:
         del tensors[name]
-    elif value == "float16":
-        tensors[name] = tensors[name].astype("float16")
+    elif value == "float64":
+        tensors[name] = tensors[name].astype("float64")
     elif value == 3:
         tensors[name] = np.zeros(3, "float32")
     else:

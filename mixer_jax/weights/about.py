@@ -1,0 +1,132 @@
+"""What arrays cannot say of a model: its GELU, how its images are made, its classes.
+
+A safetensors file has it in its header, as metadata. An npz file cannot, for other
+programs take all that is in it for parameters: it has a JSON file beside it, which is
+called the same and ".json".
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.files import replace_when_whole
+from mixer_jax.model import GELUS, MlpMixer
+from mixer_jax.weights.layout import CheckpointError
+
+# Fields of MlpMixer that change what is computed, and no shape; and a label.
+FIELDS = ("model_name", "gelu", "layer_norm_epsilon")
+_TEXTS = ("model_name", "gelu")  # in metadata, the other values are JSON
+
+
+class About(NamedTuple):
+    """What is known of parameters.
+
+    Attributes:
+      fields: of MlpMixer, some of FIELDS.
+      transform: of EvalTransform, which makes the images that the model expects.
+      class_names: what the logits stand for; None if that is not known.
+    """
+
+    fields: Mapping[str, Any] = {}
+    transform: Mapping[str, Any] = {}
+    class_names: list[str] | None = None
+
+
+def about_model(
+    model: MlpMixer, transform: EvalTransform, class_names: Sequence[str] | None
+) -> About:
+    """Returns what is to be known of a model's parameters."""
+    fields = {name: getattr(model, name, None) for name in FIELDS}
+    return About(
+        {name: value for name, value in fields.items() if value is not None},
+        {} if transform.permute else transform.as_dict(),
+        None if class_names is None else list(class_names),
+    )
+
+
+def write_beside(path: str | os.PathLike[str], about: About) -> None:
+    """Writes the JSON file that belongs to an npz file."""
+    text = json.dumps(_as_dict(about), indent=2) + "\n"
+    with replace_when_whole(beside(path)) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def read_beside(path: str | os.PathLike[str]) -> About:
+    """Reads the JSON file that belongs to an npz file, if there is one.
+
+    Raises:
+      CheckpointError: it is damaged. The message says what is wrong.
+    """
+    path = beside(path)
+    if not path.exists():
+        return About()
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON file: {error}") from error
+    return _checked(str(path), values)
+
+
+def beside(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of the JSON file that belongs to an npz file."""
+    return pathlib.Path(f"{os.fspath(path)}.json")
+
+
+def to_metadata(about: About) -> dict[str, str]:
+    """Returns what is known as the metadata of a safetensors file."""
+    values = _as_dict(about).items()
+    return {key: x if key in _TEXTS else json.dumps(x) for key, x in values}
+
+
+def from_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> About:
+    """Returns what the metadata of a safetensors file say.
+
+    Raises:
+      CheckpointError: they are damaged.
+    """
+    keys = [key for key in (*FIELDS, "transform", "class_names") if key in metadata]
+    try:
+        values = {
+            key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
+            for key in keys
+        }
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata are no JSON: {error}") from error
+    return _checked(f"{path}: its metadata", values)
+
+
+def _as_dict(about: About) -> dict[str, Any]:
+    more = {"transform": about.transform, "class_names": about.class_names}
+    return {**about.fields, **{key: x for key, x in more.items() if x}}
+
+
+def _checked(where: str, values: Any) -> About:
+    problem = None
+    if not isinstance(values, dict):
+        problem = f"found {values!r:.60}, expected an object"
+        values = {}
+    fields = {key: values[key] for key in FIELDS if key in values}
+    names, transform = values.get("class_names"), values.get("transform", {})
+    if fields.get("gelu", "tanh") not in GELUS:
+        problem = f"gelu is {fields['gelu']!r}, expected {' or '.join(GELUS)}"
+    elif not isinstance(fields.get("layer_norm_epsilon", 1e-6), int | float):
+        problem = (
+            f"layer_norm_epsilon is {fields['layer_norm_epsilon']!r}, expected a number"
+        )
+    elif names is not None and not (
+        isinstance(names, list) and all(isinstance(x, str) for x in names)
+    ):
+        problem = f"class_names is {names!r:.60}, expected a list of names"
+    else:
+        try:
+            _ = EvalTransform(**{"crop": 1, **transform}).steps
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"transform is {transform!r:.200}: {error!r}"
+    if problem:
+        raise CheckpointError(
+            f"{where}: {problem}. Write the file again: mixer-jax convert"
+        )
+    return About(fields, transform, names)
