@@ -203,11 +203,15 @@ def load_pretrained(
 
 
 def _grid(weights: Weights) -> tuple[int, int] | None:
-    """Returns the numbers of patches (down, across) that parameters are for."""
+    """Returns the numbers of patches (down, across) that parameters are for.
+
+    None if it is as many down as across, which `adapt` finds itself.
+    """
     patch = layout.shapes_of(weights.params).get("stem/kernel", ())[:2]
     if weights.transform is None or len(patch) != 2:
         return None
-    return count_patches(weights.transform.crop, patch)
+    down, across = count_patches(weights.transform.crop, patch)
+    return None if down == across else (down, across)
 
 
 def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:

@@ -147,14 +147,14 @@ def test_a_run_of_before_these_keys_goes_on(run, tmp_path):
     path = tmp_path / "config.json"
     recorded = json.loads(path.read_text())
     assert recorded["pp"]["crop"] == 8
-    for key in ("interpolation", "mean", "std"):
-        assert recorded["pp"].pop(key) is None
+    values = [recorded["pp"].pop(key) for key in ("interpolation", "mean", "std")]
+    assert values == [None, 0.5, 0.5]
     path.write_text(json.dumps(recorded))
     loaded = load_model(tmp_path)
     assert loaded.transform == EvalTransform(8, resize=recorded["pp"]["resize"])
     assert trainer.train_and_evaluate(config, tmp_path) == expected
     config.pp.std = 1.0
-    with pytest.raises(trainer.ConfigError, match=r"pp\.std: None there, 1\.0 now"):
+    with pytest.raises(trainer.ConfigError, match=r"pp\.std: 0\.5 there, 1\.0 now"):
         trainer.train_and_evaluate(config, tmp_path)
 
 
