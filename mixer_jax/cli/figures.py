@@ -17,6 +17,7 @@ from mixer_jax.data.names import printable
 from mixer_jax.data.walk import find_images
 from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.visualize.files import check_figure_path, save_figure
+from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.published import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def runs(
 @plot_app.command
 def weights(
     model: Model,
-    blocks: tuple[int, ...] | None = None,
+    blocks: tuple[int, ...] = (),
     pairs: int = 32,
     output: pathlib.Path = pathlib.Path("weights.png"),
 ) -> None:
@@ -72,7 +73,7 @@ def weights(
         raise UsageError(f"--pairs is {pairs}; 1 is the least.")
     loaded = load_model(model)
     title = printable(without_secrets(model))
-    figure = draw_weights(loaded, title=title, blocks=blocks, num_pairs=pairs)
+    figure = draw_weights(loaded, title=title, blocks=blocks or None, num_pairs=pairs)
     save_figure(figure, output)
     print(printable(output))
 
@@ -83,9 +84,9 @@ def mixing(
     image: Positional[pathlib.Path],
     flags: Flags,
     block: int = 0,
-    tokens: tuple[tuple[int, int], ...] | None = None,
-    units: tuple[int, ...] | None = None,
-    images: tuple[str, ...] | None = None,
+    tokens: tuple[tuple[int, int], ...] = (),
+    units: tuple[int, ...] = (),
+    images: tuple[str, ...] = (),
     output: pathlib.Path = pathlib.Path("mixing.png"),
 ) -> None:
     """Draws what tokens of an image draw from which others at a block of a model.
@@ -109,15 +110,21 @@ def mixing(
     loaded, transform = flags.load(model)
     loaded = dataclasses.replace(loaded, transform=transform)
     try:
+        pixels = Example(image, -1, str(image)).pixels()
+    except ImageError as error:
+        raise UsageError(f"{printable(image)}: {error}.") from error
+    try:
         figure = draw_mixing(
             loaded,
-            Example(image, -1, str(image)).pixels(),
+            pixels,
             title=printable(f"{without_secrets(model)}, {image}"),
             block=block,
-            tokens=tokens,
-            units=units,
+            tokens=tokens or None,
+            units=units or None,
             images=_images_to_compare(loaded, images),
         )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     save_figure(figure, output)
@@ -125,7 +132,7 @@ def mixing(
 
 
 def _images_to_compare(
-    loaded: LoadedModel, patterns: Sequence[str] | None
+    loaded: LoadedModel, patterns: Sequence[str]
 ) -> Iterator[np.ndarray] | None:
     """Returns images of files, or of the run's dataset; None if there are neither."""
     source: Sequence[Example] | Source

@@ -1,19 +1,15 @@
 """What tokens draw from which others, and which images activate hidden units most."""
 
 import itertools
-import string
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from mixer_jax.run.loading import LoadedModel
-from mixer_jax.training.step import to_model_input
 from mixer_jax.variants import count_patches
+from mixer_jax.visualize.activations import Activations, unit_activations
+from mixer_jax.visualize.influence import NUM_PROBES, capture_block, token_influence
 from mixer_jax.visualize.show import DIVERGING, SEQUENTIAL, displayable, plain
 from mixer_jax.visualize.weights import HEADING, UNITS, scaled
 from mixer_jax.weights.layout import CheckpointError, flatten
@@ -21,38 +17,9 @@ from mixer_jax.weights.layout import CheckpointError, flatten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUM_PROBES = 64
-BATCH = 16  # images, or probes, at a time
+LETTERS = "ABCDEFGH"  # of the output tokens, and so the most that are drawn
 TOP_IMAGES = 7
-UNIT_HEIGHT = 1.6  # inches
-
-
-class Block(NamedTuple):
-    """A block as a function, and what it gets of an image.
-
-    Attributes:
-      function: maps (variables, [tokens, channels]) to [tokens, channels].
-      variables: parameters, and what else the module has.
-      inputs: [tokens, channels].
-    """
-
-    function: Callable[[Any, jax.Array], jax.Array]
-    variables: Any
-    inputs: jax.Array
-
-
-class Activations(NamedTuple):
-    """How much images activate the hidden units of a token-mixing MLP.
-
-    Attributes:
-      of_image: float32 [units], of one image.
-      of_images: float32 [images, units], of those to compare it with.
-      images: uint8 [images, height, width, 3], as the model sees them.
-    """
-
-    of_image: np.ndarray
-    of_images: np.ndarray
-    images: np.ndarray
+PANEL_WIDTH, UNIT_HEIGHT = 2.7, 1.5  # inches
 
 
 def draw_mixing(
@@ -89,7 +56,7 @@ def draw_mixing(
 
     Raises:
       CheckpointError: the model has no such block.
-      ValueError: there is no such token or unit.
+      ValueError: there is no such token or unit, or there are no images.
     """
     from matplotlib.figure import Figure  # over a second to import
 
@@ -101,6 +68,10 @@ def draw_mixing(
                 sorted({height // 4, 3 * height // 4}),
                 sorted({width // 4, 3 * width // 4}),
             )
+        )
+    if not 1 <= len(tokens) <= len(LETTERS):
+        raise ValueError(
+            f"{len(tokens)} output tokens; there is room for 1 to {len(LETTERS)}."
         )
     for row, column in tokens:
         if not (0 <= row < height and 0 <= column < width):
@@ -114,11 +85,10 @@ def draw_mixing(
             f"MixerBlock_{block} has {len(captured.inputs)} tokens, but the image has "
             f"{height} x {width} patches."
         )
-    maps = [
-        token_influence(captured, row * width + column).reshape(height, width)
-        for row, column in tokens
-    ]
+    numbers = [row * width + column for row, column in tokens]
+    maps = token_influence(captured, numbers).reshape(-1, height, width)
     activations, missing = None, ""
+    chosen = " that the image activates most, compared with others" * (units is None)
     key = UNITS.format(block)
     if key not in flatten(loaded.params):
         missing = f"The block has no {key}, and so no hidden units to show."
@@ -128,136 +98,39 @@ def draw_mixing(
         activations = unit_activations(loaded, seen, block, images)
         units = _choose_units(activations, units)
 
-    lower = UNIT_HEIGHT * len(units or []) if activations else 0.3
-    figure = Figure((13.5, 4.6 + lower), layout="constrained")
+    num_channels = captured.inputs.shape[-1]
+    lower = 0.4 if activations is None else UNIT_HEIGHT * len(units or ()) + 1.5
+    figure_width = PANEL_WIDTH * max(1 + len(tokens), 5)
+    upper = PANEL_WIDTH * seen.shape[0] / seen.shape[1] + 1.7
+    figure = Figure((figure_width, upper + lower + 0.4), layout="constrained")
     name = plain(title or loaded.model.model_name or "a Mixer")
     figure.suptitle(f"{name}: what block {block} mixes")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(4, 0.3 + lower))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(upper, lower))
     _draw_maps(parts[0], displayable(seen), tokens, maps)
+    parts[0].suptitle(
+        "What each output token, A to "
+        f"{LETTERS[len(tokens) - 1]}, draws from the input tokens. 1: as much as from "
+        "a token that is handed on as it is."
+        + (
+            f"\nEstimated from {NUM_PROBES} random directions of {num_channels}."
+            if num_channels > NUM_PROBES
+            else ""
+        ),
+        **HEADING,
+    )
     if activations is None or units is None:
-        parts[1].text(0.5, 0.5, missing, ha="center", va="center")
-    else:
-        kernel = np.asarray(flatten(loaded.params)[key], np.float32)
-        grids = {n: kernel[:, n].reshape(height, width) for n in units}
-        _draw_units(parts[1], activations, grids)
+        parts[1].suptitle(missing, **HEADING)
+        return figure
+    kernel = np.asarray(flatten(loaded.params)[key], np.float32)
+    grids = {n: kernel[:, n].reshape(height, width) for n in units}
+    _draw_units(parts[1], activations, grids)
+    parts[1].suptitle(
+        f"Hidden units of its token-mixing MLP{chosen}: their weights for the "
+        f"patches, and which of {len(activations.images):,} images activate them most."
+        "\nThe numbers are activations: the highest of all channels, before the GELU.",
+        **HEADING,
+    )
     return figure
-
-
-def capture_block(loaded: LoadedModel, image: np.ndarray, block: int) -> Block:
-    """Returns a block of a model, and its input for an image.
-
-    It is the module `MixerBlock_<block>` whatever it computes, and is called with the
-    arguments that the model gives it.
-
-    Args:
-      loaded: the model.
-      image: as the model's transform gives it.
-      block: its number.
-
-    Raises:
-      CheckpointError: the model calls no module of that name.
-    """
-    name = f"MixerBlock_{block}"
-    found: list[Block] = []
-
-    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        bound = context.module
-        if bound.name == name and context.method_name == "__call__" and not found:
-            module, (x, *others) = bound.clone(parent=None), args
-
-            def function(variables: Any, x: jax.Array) -> jax.Array:
-                return module.apply(variables, x[None], *others, **kwargs)[0]
-
-            found.append(Block(function, bound.variables, x[0]))
-        return call(*args, **kwargs)
-
-    images = to_model_input(jnp.asarray(image)[None])
-    with nn.intercept_methods(intercept):
-        loaded.model.apply({"params": loaded.params}, images, train=False)
-    if not found:
-        raise CheckpointError(f"The model has no block of the name {name}.")
-    return found[0]
-
-
-def token_influence(
-    block: Block, token: int, num_probes: int = NUM_PROBES
-) -> np.ndarray:
-    """Returns what an output token of a block draws from each input token.
-
-    For input token s that is the Frobenius norm of the Jacobian d output[token] /
-    d inputs[s], which is [channels, channels], divided by the square root of the number
-    of channels. It is 1 for a block that hands the token on as it is.
-
-    The norm is that of the Jacobian's product with `num_probes` random orthonormal
-    vectors, times the square root of channels / num_probes. So it is exact if there
-    are as many probes as channels; with fewer its square is right on average.
-
-    Args:
-      block: see `capture_block`.
-      token: which output.
-      num_probes: backward passes; of more than there are channels, as many as those.
-
-    Returns:
-      float32 [tokens].
-    """
-    num_channels = block.inputs.shape[-1]
-    rng = np.random.default_rng(0)
-    shape = (num_channels, min(num_probes, num_channels))
-    probes = np.linalg.qr(rng.standard_normal(shape))[0].T.astype(np.float32)
-
-    @jax.jit
-    def squares(variables: Any, x: jax.Array, probes: jax.Array) -> jax.Array:
-        output, pull_back = jax.vjp(lambda x: block.function(variables, x)[token], x)
-        (gradients,) = jax.vmap(pull_back)(probes.astype(output.dtype))
-        return jnp.sum(jnp.square(gradients.astype(jnp.float32)), (0, 2))
-
-    parts = np.split(probes, range(BATCH, len(probes), BATCH))
-    total = sum(squares(block.variables, block.inputs, part) for part in parts)
-    return np.sqrt(np.asarray(total) / len(probes))
-
-
-def unit_activations(
-    loaded: LoadedModel,
-    image: np.ndarray,
-    block: int,
-    images: Iterable[np.ndarray],
-) -> Activations:
-    """Returns how much images activate the hidden units of a token-mixing MLP.
-
-    A unit is applied to each channel of the tokens. Its activation is the highest of
-    all channels, before the GELU.
-
-    Args:
-      loaded: a model whose block has a token-mixing MLP.
-      image: as the model's transform gives it.
-      block: its number.
-      images: uint8 [height, width, 3] each; the transform is applied.
-    """
-    path = tuple(UNITS.format(block).split("/")[:-1])
-    params = jax.device_put(loaded.params)
-
-    @jax.jit
-    def activate(images: jax.Array) -> jax.Array:
-        _, state = loaded.model.apply(
-            {"params": params},
-            to_model_input(images),
-            train=False,
-            capture_intermediates=lambda module, _: module.path == path,
-            mutable="intermediates",
-        )
-        captured = traverse_util.flatten_dict(state["intermediates"])
-        (hidden,) = captured[(*path, "__call__")]
-        return hidden.max(1).astype(jnp.float32)  # of [images, channels, units]
-
-    (of_image,) = np.asarray(activate(jnp.asarray(image)[None]))
-    others: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    transformed = map(loaded.transform, images)
-    while batch := list(itertools.islice(transformed, BATCH)):
-        blanks = [batch[0]] * (BATCH - len(batch))  # so that one program is compiled
-        rows.append(np.asarray(activate(np.stack(batch + blanks)))[: len(batch)])
-        others += map(displayable, batch)
-    return Activations(of_image, np.concatenate(rows), np.stack(others))
 
 
 def _choose_units(
@@ -280,7 +153,7 @@ def _draw_maps(
     figure: Any,
     image: np.ndarray,
     tokens: Sequence[tuple[int, int]],
-    maps: Sequence[np.ndarray],
+    maps: np.ndarray,
 ) -> None:
     """Draws an image with marked tokens, and for each a map of what it draws from."""
     from matplotlib import colormaps
@@ -289,11 +162,6 @@ def _draw_maps(
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    figure.suptitle(
-        "What each output token draws from the input tokens: 1 for a block that hands "
-        "the token on as it is. Its own input, in grey, is above the map.",
-        **HEADING,
-    )
     height, width = maps[0].shape
     without_itself = [x.copy() for x in maps]
     for shown, token in zip(without_itself, tokens, strict=True):
@@ -316,25 +184,17 @@ def _draw_maps(
         axes.set(xticks=[], yticks=[], box_aspect=image.shape[0] / image.shape[1])
     outline = [withStroke(linewidth=2.5, foreground="black")]
     for i, (row, column) in enumerate(tokens):
-        letter = string.ascii_uppercase[i]
+        letter = LETTERS[i]
         axes, own = panels[1 + i], maps[i][row, column]
+        center = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
+        panels[0].text(
+            s=letter, color="white", weight="bold", path_effects=outline, **center
+        )
+        axes.text(s=letter, weight="bold", **center)
         for x in (panels[0], axes):
             for color, line in (("black", 2.5), ("white", 1)):
-                x.add_patch(
-                    Rectangle(
-                        (column, row), 1, 1, fill=False, edgecolor=color, linewidth=line
-                    )
-                )
-            x.text(
-                column + 0.5,
-                row + 0.5,
-                letter,
-                ha="center",
-                va="center",
-                weight="bold",
-                color="white",
-                path_effects=outline,
-            )
+                frame = {"fill": False, "edgecolor": color, "linewidth": line}
+                x.add_patch(Rectangle((column, row), 1, 1, **frame))
         axes.set_title(
             f"{letter}: row {row}, column {column}\nfrom itself: {own:.2f}", size=10
         )
@@ -355,12 +215,6 @@ def _draw_units(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure.suptitle(
-        "Hidden units of the token-mixing MLP: their weights for the patches, and the "
-        f"images of {len(activations.images):,} that activate them most.\nThe numbers "
-        "are activations: the highest of all channels, before the GELU.",
-        **HEADING,
-    )
     rows = figure.subplots(len(grids), 1 + TOP_IMAGES, squeeze=False)
     for axes in rows.flat:
         axes.set_axis_off()
