@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from mixer_jax.cli.app import UsageError, app, data_app, print_table
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.names import printable
+from mixer_jax.data.sizes import as_size
 from mixer_jax.run.config import ConfigError, check_config
 from mixer_jax.run.config_file import parse_flags
 
@@ -112,7 +113,7 @@ def preview(
     data = open_data(loaded)
     figure = draw_preview(
         title=f"What the model sees of {printable(loaded.dataset)}: "
-        f"{loaded.pp.crop} x {loaded.pp.crop} pixels",
+        f"{' x '.join(map(str, as_size(loaded.pp.crop)))} pixels",
         train_source=data.train_source,
         test_source=data.test_source,
         train_transform=data.train_transform,
