@@ -289,7 +289,7 @@ def test_a_model_for_another_size_of_images(
     args = ["--dataset", "digits", "--split", "test[:100]", "--class-names"]
     args.append(tmp_path / "names.txt")
     status, evaluated, _ = mixer_jax("evaluate", run[0], *args, *at_32)
-    assert "transform  resize, to 32 x 32" in evaluated
+    assert "transform  resize, to 32x32, bilinear\n" in evaluated
     assert (status, evaluated) == mixer_jax("evaluate", path, *args)[:2]
     args = [f"{pictures}/7_*.png", *args[4:]]
     status, predicted, _ = mixer_jax("predict", run[0], *args, *at_32)
@@ -373,10 +373,10 @@ def test_help(mixer_jax):
         ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
-            "UsageError: --resize is 9, but the model sees 16 pixels a side: "
-            "resize_then_central_crop needs at least that. Give --resize 16, say.",
+            "UsageError: --resize is 9x9, but the model sees 16x16 pixels: "
+            "resize_then_central_crop needs at least that. Give --resize 16x16, say.",
         ),
-        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0; 1 is the"),
+        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0x0; 1 is the"),
         (
             "evaluate {run} --split dev",
             r"DatasetError: .* --config.pp.test=test, or --split test of mixer-jax eva",
