@@ -70,8 +70,7 @@ def check_start(config: Config, workdir: pathlib.Path) -> None:
 def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
     run = read_run(workdir)
     old, new = (
-        FIELD_DEFAULTS
-        | flatten({"model": values["model"], "pp.crop": _crop(values)})
+        FIELD_DEFAULTS | flatten({"model": values["model"], "pp.crop": _crop(values)})
         for values in (run.config, json.loads(config.to_json()))
     )
     lines = [
