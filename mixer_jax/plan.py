@@ -21,7 +21,12 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from mixer_jax.data.sizes import as_size
-from mixer_jax.run.config import check_config, check_devices, for_platform
+from mixer_jax.run.config import (
+    check_config,
+    check_devices,
+    for_platform,
+    normalization,
+)
 from mixer_jax.run.program import build_program
 from mixer_jax.training import sharding
 from mixer_jax.training.step import make_loss_and_grads
@@ -270,7 +275,10 @@ def _compile(
     }
     rng = jax.eval_shape(lambda: jax.random.key(0))
     if one_turn:
-        loss_and_grads = make_loss_and_grads(program.model, program.loss_fn)
+        mean, std = normalization(config)
+        loss_and_grads = make_loss_and_grads(
+            program.model, program.loss_fn, mean=mean, std=std
+        )
         lowered: Any = jax.jit(
             lambda total, *args: jax.tree.map(jnp.add, total, loss_and_grads(*args)[1]),
             out_shardings=sharding.state_shardings(mesh, state.params),

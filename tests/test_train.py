@@ -295,6 +295,12 @@ def test_a_model_config_at_another_size_of_images(tmp_path):
     config = load("b16:,288")
     assert (config.dataset, config.pp.crop, config.pp.resize) == ("cifar10", 288, 329)
     assert (config.resolution, config.model.tokens_mlp_dim) == ("interpolate", 384)
+    config = load("b16:,320x224")
+    assert (config.pp.crop, config.pp.resize) == ((320, 224), (366, 256))
+    assert (config.resolution, config.model.tokens_mlp_dim) == ("interpolate", 384)
+    config = load("b16:,448x224")
+    assert (config.pp.crop, config.pp.resize) == ((448, 224), (512, 256))
+    assert (config.resolution, config.model.tokens_mlp_dim) == ("block_diagonal", 768)
     assert load("b16:my_photos").resolution == "error"
     assert load("b16:1024").dataset == "1024"
     (tmp_path / "photos,448").mkdir()

@@ -66,6 +66,23 @@ def test_block_diagonal_sets_tokens_mlp_dim_and_says_so(folder, tmp_path):
     assert load_model(tmp_path).model.tokens_mlp_dim == 32
 
 
+@pytest.mark.parametrize(
+    ("resolution", "crop", "grid"),
+    [("block_diagonal", (8, 16), (2, 4)), ("interpolate", (12, 8), (3, 2))],
+)
+def test_a_square_file_starts_a_rectangle(folder, tmp_path, resolution, crop, grid):
+    config = config_from(folder, crop, resolution)
+    trainer.train_and_evaluate(config, tmp_path)
+    final = layout.flatten(npz.read_checkpoint(tmp_path / "final.npz"))
+    file = npz.read_checkpoint(folder / "small.npz")
+    shapes = {key: x.shape for key, x in final.items()}
+    expected = layout.flatten(adapt(file, shapes, grid, resolution))
+    for key, array in final.items():
+        if not key.startswith("head/"):
+            np.testing.assert_array_equal(array, expected[key], err_msg=key)
+    assert load_model(tmp_path).transform.crop == crop
+
+
 @pytest.mark.slow
 def test_interpolate_takes_any_size(folder, tmp_path):
     config = config_from(folder, 12, "interpolate")
@@ -112,6 +129,9 @@ def test_another_size_is_an_error_unless_asked_for(folder, tmp_path):
     ("crop", "overrides", "units"),
     [
         (16, {}, 32),
+        ((8, 16), {}, 16),
+        ((24, 8), {}, 24),
+        ((8, 12), {}, 8),  # no whole multiple: the loader refuses it
         (24, {}, 72),
         (16, {"model.tokens_mlp_dim": 32}, 32),  # as it should be
         (16, {"model.tokens_mlp_dim": 9}, 9),  # the loader refuses it

@@ -16,6 +16,7 @@ from mixer_jax.training.step import (
     predict_classes,
     rank_labels,
     sum_scores,
+    to_model_input,
 )
 from mixer_jax.variants import Patches
 
@@ -158,6 +159,39 @@ def test_uint8_images_are_scaled_on_the_device(golden):
     sent = evaluate(params, batch | {"image": images})
     exact = evaluate(params, batch | {"image": (images.astype("f4") - 127.5) / 127.5})
     np.testing.assert_allclose(sent["loss"], exact["loss"], rtol=1e-6)
+
+
+def test_default_scaling_is_the_originals_to_the_bit():
+    images = np.arange(256, dtype=np.uint8).reshape(1, -1, 1, 1).repeat(3, -1)
+    found = jax.jit(to_model_input)(images)
+    np.testing.assert_array_equal(found, (images.astype("f4") - 127.5) / 127.5)
+    exact = np.float32([[[[0.1, 7.0, -2.0]]]])
+    np.testing.assert_array_equal(to_model_input(exact, (0, 0, 0), (9, 9, 9)), exact)
+
+
+@pytest.mark.parametrize("mixup_p", [0.0, 0.5])
+def test_mean_and_standard_deviation_are_applied_on_the_device(golden, mixup_p):
+    params = golden.tree(golden.load("finetune.npz"), "init/")
+    color = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    inputs = ((images / 255 - color["mean"]) / color["std"]).astype("f4")
+    labels = np.arange(8) % 7
+    batch = {"label": labels, "mask": np.ones(8, np.float32)}
+    for make in (
+        lambda **kwargs: make_eval_step(MODEL, losses.softmax_cross_entropy, **kwargs),
+        lambda **kwargs: make_feature_step(MODEL, **kwargs),
+    ):
+        sent = make(**color)(params, batch | {"image": images})
+        want = make()(params, batch | {"image": inputs})
+        assert_trees_close(sent, want, atol=1e-4)
+    schedule = create_schedule("constant", 1.0, 1, 0)
+    tx = create_optimizer("sgd", schedule, grad_norm_clip=None)
+    args = (mesh_of(2), tx, schedule, losses.softmax_cross_entropy, params)
+    sent, want = (
+        run(*args, [(x, labels)], mixup_p=mixup_p, **kwargs)[0]["loss"]
+        for x, kwargs in ((images, color), (inputs, {}))
+    )
+    np.testing.assert_allclose(sent, want, rtol=1e-5)
 
 
 def test_evaluation_against_numpy_and_without_masked_rows(golden):

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import pathlib
 import re
 
 import cv2
@@ -334,7 +335,7 @@ def test_patches_of_half_the_size_are_four_times_the_tokens():
     assert layout.shapes_of(adapted) == shapes
 
 
-def gating:
+def gating():
     spec = importlib.util.spec_from_file_location("gating", GATING)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -343,7 +344,7 @@ def gating:
 
 def test_a_fork_with_another_token_mixing():
     """Its kernel is [tokens, tokens]: no name says so, but its shape does."""
-    model, params = gating, random_params(gating, (16, 16))
+    model, params = gating(), random_params(gating(), (16, 16))
     key = "MixerBlock_1/spatial_gating/Dense_0"
     images = draw_images((32, 32))
     tiles = rearrange(images, "n (k h) (l w) c -> (n k l) h w c", k=2, l=2)
@@ -495,7 +496,7 @@ def test_load_pretrained_for_images_that_are_not_square(tiny, tmp_path, assert_s
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
 
-def test_load_pretrained_at_another_size_into_a_fork(gating, tiny, tmp_path, assert_same):
+def test_load_pretrained_at_another_size_into_a_fork(tiny, tmp_path, assert_same):
     """One has a parameter of its own, the other a token mixing of its own."""
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     init = tiny.tree(tiny.sizes_with(num_tokens=36))
@@ -506,7 +507,7 @@ def test_load_pretrained_at_another_size_into_a_fork(gating, tiny, tmp_path, ass
     adapted = adapt(tiny.tree(), layout.shapes_of(params), (6, 6), "interpolate")
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
-    init = random_params(gating, (24, 24))
+    init = random_params(gating(), (24, 24))
     arguments = (tmp_path / "a.npz", init, "interpolate")
     with pytest.raises(CheckpointError, match="init_params without a grid: no"):
         mixer_jax.load_pretrained(*arguments)
