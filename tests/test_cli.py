@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -444,3 +445,75 @@ def test_known_errors_are_one_message(
     assert (status, output) == (1, "")
     assert re.match(message, messages), messages
     assert os.listdir(tmp_path) == []
+
+
+def test_figures_of_a_run(mixer_jax, run, pictures, tmp_path):
+    workdir, _ = run
+    drawn = tmp_path / "weights.svg"
+    status, output, _ = mixer_jax("plot", "weights", workdir, "--output", drawn)
+    assert (status, output) == (0, f"{drawn}\n")
+    assert "<svg" in drawn.read_text()[:1000]
+    image = next(pictures.iterdir())
+    drawn = tmp_path / "mixing.png"
+    arguments = ("plot", "mixing", workdir, image, "--tokens", 0, 1, 3, 3)
+    status, output, messages = mixer_jax(*arguments, "--output", drawn)
+    assert (status, output, messages) == (0, f"{drawn}\n", "")
+    with_units = drawn.stat().st_size
+    assert with_units > 50_000  # the images of the run's test split are in it
+
+    _, _, messages = mixer_jax(*arguments, "--block", 3, "--output", drawn)
+    assert "no block of the name MixerBlock_3" in messages
+    assert drawn.stat().st_size == with_units
+
+
+def test_figures_of_a_file(mixer_jax, loaded, pictures, tmp_path, caplog):
+    model = tmp_path / "model.npz"
+    save_checkpoint(model, loaded.params)
+    for file in (*sorted(pictures.iterdir())[:3],):
+        shutil.copy(file, tmp_path / file.name)
+    (tmp_path / "x.png").write_text("x")
+    image = pictures / sorted(pictures.iterdir())[0]
+    alone, compared = tmp_path / "alone.svg", tmp_path / "compared.svg"
+    assert mixer_jax("plot", "mixing", model, image, "--output", alone)[0] == 0
+    images = ("--images", tmp_path, "--units", 2)
+    assert (
+        mixer_jax("plot", "mixing", model, image, "--output", compared, *images)[0] == 0
+    )
+    assert "skipping" in caplog.text  # x.png
+    assert alone.read_text().count("<image ") == 5 + 1  # and the colour bar
+    # The unit and its three images too, and a second colour bar.
+    assert compared.read_text().count("<image ") == 6 + 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights", "{model}", "--output", "a.pdf"], "a.pdf ends in neither .png nor"),
+        (["weights", "{model}", "--pairs", "0"], "--pairs is 0"),
+        (["weights", "{model}", "--blocks", "4"], "no MixerBlock_4/token_mixing"),
+        (["mixing", "{model}", "no.png"], "no.png: No such file"),
+        (
+            ["mixing", "{model}", "{image}", "--tokens", "0", "4"],
+            "no token in row 0, co",
+        ),
+        (
+            ["mixing", "{model}", "{image}", "--images", "no"],
+            "no: no such file, nor a f",
+        ),
+    ],
+)
+def test_mistakes_in_figures(
+    mixer_jax, loaded, pictures, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "model.npz", loaded.params)
+    image = next(pictures.iterdir())
+    arguments = [x.format(model="model.npz", image=image) for x in arguments]
+    _, _, messages = mixer_jax("plot", *arguments)
+    assert message in messages
+    assert [x.name for x in tmp_path.iterdir()] == ["model.npz"]
+
+
+def test_a_confusion_matrix_of_another_kind_is_refused_at_once(mixer_jax):
+    arguments = ("evaluate", ".", "--confusion-matrix", "a.jpg")
+    assert "a.jpg ends in neither .png nor .svg" in mixer_jax(*arguments)[2]

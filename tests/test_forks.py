@@ -113,7 +113,7 @@ def last_row(workdir, name):
 
 
 def use(fork, endings, *options):
-    """Trains, resumes, evaluates, predicts, exports; returns the run's parameters."""
+    """Trains, resumes, evaluates, predicts, exports, draws; returns the parameters."""
     run = fork.folder / "run"
     fork.train(run, *options)
     params = read(run / "final.npz")
@@ -144,6 +144,8 @@ def use(fork, endings, *options):
         ("export", run, run / "features.stablehlo", "--features"),
         ("convert", run, run / "converted.npz"),
         ("inspect", run),
+        ("plot", "weights", run, "--output", run / "weights.png"),
+        ("plot", "mixing", run, pictures / "0.png", "--output", run / "mixing.png"),
     )
     assert f"parameters  {sum(x.size for x in params.values()):,}, " in printed
     for workdir in (run, killed):
@@ -154,6 +156,9 @@ def use(fork, endings, *options):
     converted = read(run / "converted.npz")
     for key, array in params.items():
         np.testing.assert_array_equal(converted[key], array, err_msg=key)
+
+    assert decode((run / "weights.png").read_bytes()).std() > 10
+    assert decode((run / "mixing.png").read_bytes()).std() > 10
 
     predictions = json.loads((run / "predicted").read_text())
     transform = EvalTransform(16)
