@@ -137,12 +137,13 @@ def test_named_files_exist(page):
 def test_named_keys_and_extras_exist(page):
     text = read_text(page)
     config = common.get_config()
+    added = re.findall(r"^\+    (\w+): ", text, re.MULTILINE)  # fields, in a diff
     for key in re.findall(r"--config\.(\w+(?:\.\w+)*)", text):
         *path, last = key.split(".")
         node = config
         for name in path:
             node = node[name]
-        assert last in node, f"{page}: --config.{key}"
+        assert last in node or last in added, f"{page}: --config.{key}"
     known = tomllib.loads(read_text("pyproject.toml"))["project"]
     extras = {
         x for found in re.findall(r'"\.\[([\w,]+)\]"', text) for x in found.split(",")
@@ -279,6 +280,7 @@ def run_block(block: Block, checkout: pathlib.Path) -> tuple[int, str]:
         "JAX_PLATFORMS": "cpu",
         "MIXER_JAX_CACHE": str(checkout.parent / "cache"),
         "TRAIN_FLAGS": block.marks.get("run with", ""),
+        "GIT_CEILING_DIRECTORIES": str(checkout.parent),  # for git apply
     }
     env.pop("JAX_NUM_CPU_DEVICES", None)
     printed = checkout.parent / "printed.txt"
