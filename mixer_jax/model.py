@@ -44,6 +44,7 @@ class MixerBlock(nn.Module):
     dropout_rate: float = 0.0
     dtype: Any = "float32"
     gelu: str = "tanh"
+    layer_norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -53,12 +54,13 @@ class MixerBlock(nn.Module):
         mlp = functools.partial(
             MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, gelu=self.gelu
         )
-        y = nn.LayerNorm(dtype=self.dtype)(x)
+        norm = functools.partial(nn.LayerNorm, self.layer_norm_epsilon, self.dtype)
+        y = norm()(x)
         y = rearrange(y, "n s c -> n c s")
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
         y = rearrange(y, "n c s -> n s c")
         x = x + keep[0] * y
-        y = nn.LayerNorm(dtype=self.dtype)(x)
+        y = norm()(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
         return x + keep[1] * y
 
@@ -81,6 +83,7 @@ class MlpMixer(nn.Module):
     dropout_rate: float = 0.0  # after the GELU and the second Dense of every MLP
     dtype: Any = "float32"  # of the activations
     gelu: str = "tanh"  # a key of GELUS
+    layer_norm_epsilon: float = 1e-6  # mlp-mixer-pytorch has 1e-5
     remat: str = "none"  # a key of REMAT_POLICIES, to save memory in training
     scan_blocks: bool = False  # compile one block for all: faster on TPU, slower on CPU
 
@@ -106,6 +109,7 @@ class MlpMixer(nn.Module):
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
             gelu=self.gelu,
+            layer_norm_epsilon=self.layer_norm_epsilon,
         )
         blocks = [block(name=f"MixerBlock_{i}") for i in range(self.num_blocks)]
         keep: Any = self.num_blocks * [(1, 1)]
@@ -113,7 +117,9 @@ class MlpMixer(nn.Module):
             rng, shape = self.make_rng("dropout"), (self.num_blocks, len(x))
             keep = draw_stochastic_depth(rng, self.stoch_depth, shape, self.dtype)
         x = run_blocks(blocks, x, keep, train, self.remat, self.scan_blocks)
-        x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = nn.LayerNorm(
+            self.layer_norm_epsilon, self.dtype, name="pre_head_layer_norm"
+        )(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         self.sow("intermediates", "pre_logits", x)
         if self.num_classes:

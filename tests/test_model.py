@@ -331,6 +331,24 @@ def test_scanned_blocks_take_dropout_and_keep_the_published_tree():
     assert (apply(1)[0] != apply(1)[1]).any()  # of equal images
 
 
+def test_every_layer_norm_has_the_epsilon_of_the_field():
+    model = MlpMixer(num_classes=5, layer_norm_epsilon=0.25, **TINY)
+    seen = {}
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, nn.LayerNorm):
+            seen["/".join(context.module.path)] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        variables = init_random(model, (8, 8, 3))
+    assert len(seen) == 2 * 3 + 1
+    assert set(seen.values()) == {0.25}
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    apply = lambda model: model.apply(variables, images, train=False)
+    assert abs(apply(model) - apply(model.clone(layer_norm_epsilon=1e-6))).max() > 1e-3
+
+
 def test_unknown_remat():
     model = MlpMixer(num_classes=5, remat="everything", **TINY)
     with pytest.raises(ValueError, match=r"'everything', expected one of none, blocks"):

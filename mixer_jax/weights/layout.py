@@ -218,14 +218,14 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
 def no_mixer(
     keys: Iterable[str],
     where: str,
-    usual: str = "MixerBlock_0/LayerNorm_0/scale",
+    usual: str = "'MixerBlock_0/LayerNorm_0/scale'",
 ) -> CheckpointError:
     """Returns the error which says that `keys` are no Mixer's, and what they are.
 
     Args:
       keys: all keys of a file.
       where: how the message begins: the file.
-      usual: a key that every Mixer has in such a file.
+      usual: a key, in quotes, that every Mixer has in such a file.
     """
     keys = list(keys)
     found = ", ".join(keys[:6]) or "no keys at all"
@@ -233,8 +233,7 @@ def no_mixer(
     what = looks_like(keys)
     hint = f": this looks like {what}" if what else ""
     return CheckpointError(
-        f"{where}: no Mixer, which has keys such as {usual!r}. "
-        f"Found {found}{more}{hint}."
+        f"{where}: no Mixer, which has keys such as {usual}. Found {found}{more}{hint}."
     )
 
 

@@ -1,29 +1,74 @@
-"""The names of the published parameters, and what timm calls them.
+"""The names of the published parameters, and what PyTorch's packages call them.
 
-This is the only table of these names. It holds no shapes.
+These are the only tables of these names. They hold no shapes.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-# The modules of a published Mixer; * is the number of a block. For each: the name of
-# its weight (all have a bias too), and what timm calls the module.
+# The modules of a published Mixer, and the name of the weight of each; all have a bias
+# too. * is the number of a block.
 _MODULES = {
-    "stem": ("kernel", "stem.proj"),
-    "MixerBlock_*/LayerNorm_0": ("scale", "blocks.*.norm1"),
-    "MixerBlock_*/token_mixing/Dense_0": ("kernel", "blocks.*.mlp_tokens.fc1"),
-    "MixerBlock_*/token_mixing/Dense_1": ("kernel", "blocks.*.mlp_tokens.fc2"),
-    "MixerBlock_*/LayerNorm_1": ("scale", "blocks.*.norm2"),
-    "MixerBlock_*/channel_mixing/Dense_0": ("kernel", "blocks.*.mlp_channels.fc1"),
-    "MixerBlock_*/channel_mixing/Dense_1": ("kernel", "blocks.*.mlp_channels.fc2"),
-    "pre_head_layer_norm": ("scale", "norm"),
-    "head": ("kernel", "head"),
+    "stem": "kernel",
+    "MixerBlock_*/LayerNorm_0": "scale",
+    "MixerBlock_*/token_mixing/Dense_0": "kernel",
+    "MixerBlock_*/token_mixing/Dense_1": "kernel",
+    "MixerBlock_*/LayerNorm_1": "scale",
+    "MixerBlock_*/channel_mixing/Dense_0": "kernel",
+    "MixerBlock_*/channel_mixing/Dense_1": "kernel",
+    "pre_head_layer_norm": "scale",
+    "head": "kernel",
 }
-_TIMM = {
-    f"{module}/{leaf}": f"{timm}.{timm_leaf}"
-    for module, (weight, timm) in _MODULES.items()
-    for leaf, timm_leaf in ((weight, "weight"), ("bias", "bias"))
+
+
+class _Package(NamedTuple):
+    """What a package calls the modules above, in the same order.
+
+    Attributes:
+      modules: {i} is the number of a block, {norm} and {head} are numbers too.
+      first: number of the first block.
+    """
+
+    modules: tuple[str, ...]
+    first: int
+
+
+_PACKAGES = {
+    "timm": _Package(
+        (
+            "stem.proj",
+            "blocks.{i}.norm1",
+            "blocks.{i}.mlp_tokens.fc1",
+            "blocks.{i}.mlp_tokens.fc2",
+            "blocks.{i}.norm2",
+            "blocks.{i}.mlp_channels.fc1",
+            "blocks.{i}.mlp_channels.fc2",
+            "norm",
+            "head",
+        ),
+        first=0,
+    ),
+    # Its modules have numbers only: their places in a sequence. 0 cuts the image into
+    # patches, and the mean over tokens stands between norm and head.
+    "mlp-mixer-pytorch": _Package(
+        (
+            "1",
+            "{i}.0.norm",
+            "{i}.0.fn.0",
+            "{i}.0.fn.3",
+            "{i}.1.norm",
+            "{i}.1.fn.0",
+            "{i}.1.fn.3",
+            "{norm}",
+            "{head}",
+        ),
+        first=2,
+    ),
 }
+PACKAGES = tuple(_PACKAGES)
+
+_KEYS = [f"{module}/{x}" for module, w in _MODULES.items() for x in (w, "bias")]
 # At most four digits: a stray number must not make a table of a billion keys.
 _BLOCK = re.compile(r"(?<=^MixerBlock_)(0|[1-9]\d{0,3})(?=/)")
 
@@ -41,7 +86,7 @@ def in_block(key: str, i: int | str) -> str:
 
 def is_published(key: str) -> bool:
     """Returns whether a published Mixer of some depth has this key."""
-    return in_block(key, "*") in _TIMM
+    return in_block(key, "*") in _KEYS
 
 
 def is_head(key: str) -> bool:
@@ -53,15 +98,34 @@ def published_keys(num_blocks: int, with_head: bool) -> list[str]:
     """Returns the keys of a published Mixer."""
     return [
         key.replace("*", str(i))
-        for key in _TIMM
+        for key in _KEYS
         for i in range(num_blocks if "*" in key else 1)
         if with_head or not is_head(key)
     ]
 
 
-def timm_name(key: str) -> str:
-    """Returns what timm calls a published key; KeyError for any other."""
-    return _TIMM[in_block(key, "*")].replace("*", str(block_of(key)))
+def pytorch_names(package: str, num_blocks: int, with_head: bool) -> dict[str, str]:
+    """Returns what one of PACKAGES calls each key of a published Mixer."""
+    modules, first = _PACKAGES[package]
+    named = dict(zip(_MODULES, modules, strict=True))
+    end = first + num_blocks
+    found = {}
+    for key in published_keys(num_blocks, with_head):
+        module, _, leaf = in_block(key, "*").rpartition("/")
+        number = first + (block_of(key) or 0)
+        name = named[module].format(i=number, norm=end, head=end + 2)
+        found[key] = f"{name}.{'bias' if leaf == 'bias' else 'weight'}"
+    return found
+
+
+def count_blocks(package: str, found: Iterable[str]) -> int:
+    """Returns the number of blocks for which there are names of one of PACKAGES."""
+    modules, first = _PACKAGES[package]
+    in_blocks = [re.escape(x) for x in modules if "{i}" in x]
+    number = r"(?P<i>0|[1-9]\d{0,3})"
+    patterns = [re.compile(x.replace(r"\{i\}", number) + r"\.") for x in in_blocks]
+    matches = [pattern.match(name) for name in found for pattern in patterns]
+    return max((int(x["i"]) + 1 - first for x in matches if x), default=0)
 
 
 def differences(keys: Collection[str]) -> list[str]:

@@ -9,9 +9,10 @@ import shlex
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mixer_jax.files import replace_when_whole
@@ -37,11 +38,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
       A nested dict of float32 numpy arrays, with the keys of the published layout.
+      Arrays in float16 or bfloat16 are widened, which a log line says.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no file.
       CheckpointError: the file is cut off, damaged or of another program, or an array
-        is pickled, not float32 or not finite. The message says which and where.
+        is pickled, of another dtype or not finite. The message says which and where.
     """
     return layout.unflatten(dict(_read_arrays(pathlib.Path(path))))
 
@@ -188,6 +190,7 @@ def check_values(array: Any, where: str) -> None:
 
 def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields published keys and arrays, each checked by itself."""
+    narrow = []
     with _open(path) as file:
         keys = {name: _published_key(name) for name in file.files}
         is_known = any(map(names.is_published, keys.values()))
@@ -202,20 +205,30 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                     "and another copy is needed, or it holds pickled objects, which "
                     "are refused since loading them could run any code."
                 ) from e
+            if array.dtype == "V2":  # what NumPy makes of bfloat16 in an npz file
+                array = array.view(ml_dtypes.bfloat16)
+            if array.dtype in (np.float16, ml_dtypes.bfloat16):
+                narrow.append(str(array.dtype))
+                array = array.astype(np.float32)
             if array.dtype != np.float32:
                 raise layout.CheckpointError(
-                    f"{path}: {name} is {_dtype(array)}, expected float32. If that is "
-                    "meant, convert all of them:\n  " + _conversion(path)
+                    f"{path}: {name} is {array.dtype}, expected float32, float16 or "
+                    "bfloat16. If that is meant, convert all of them:\n  "
+                    + _conversion(path)
                 )
             check_values(array, f"{path}: {name}")
             if key != name and "_mixing/" in key:
                 array = _squeeze(array, rank=2 if key.endswith("kernel") else 1)
             yield key, array
+    log_widening(str(path), narrow, len(keys))
 
 
-def _dtype(array: np.ndarray) -> str:
-    # An npz file has no name for bfloat16, and keeps two bytes of any kind.
-    return "bfloat16, most likely" if array.dtype == "V2" else str(array.dtype)
+def log_widening(where: str, dtypes: Sequence[str], count: int) -> None:
+    """Says of a file with `count` arrays that those of other `dtypes` were widened."""
+    if dtypes:
+        listed = " and ".join(sorted(set(dtypes)))
+        message = "%s: %d of %d arrays are in %s; they were widened to float32"
+        logger.warning(message, where, len(dtypes), count, listed)
 
 
 def _conversion(path: pathlib.Path) -> str:
@@ -224,9 +237,8 @@ def _conversion(path: pathlib.Path) -> str:
         json.dumps, (str(path), str(path.with_name(f"{path.stem}-float32.npz")))
     )
     code = (
-        f"import ml_dtypes, numpy as np; f = np.load({source}); np.savez({target}, "
-        '**{k: (f[k].view(ml_dtypes.bfloat16) if f[k].dtype == "V2" else f[k])'
-        '.astype("float32") for k in f})'
+        f"import numpy as np; f = np.load({source}); np.savez({target}, "
+        '**{k: f[k].astype("float32") for k in f})'
     )
     return f"python -c {shlex.quote(code)}"
 
