@@ -1,12 +1,14 @@
 """Every default of a run. The other configs change some of them."""
 
 import dataclasses
+import math
 import pathlib
 
 import ml_collections
 from ml_collections import config_dict
 
 from mixer_jax.data.dataset import usual_for
+from mixer_jax.data.sizes import as_size, as_value, in_proportion, is_size, parse_size
 from mixer_jax.model import MlpMixer
 from mixer_jax.variants import get_variant
 
@@ -46,11 +48,20 @@ def get_config() -> ml_collections.ConfigDict:
     # dataset (DEFAULT_SPLITS of mixer_jax/data/dataset.py), or "train" and "test".
     config.pp.train = config_dict.placeholder(str)
     config.pp.test = config_dict.placeholder(str)
-    config.pp.crop = 224  # side of the images that the model sees, in pixels
-    config.pp.resize = 256  # see pp.evaluation, in pixels
+    # Size of the images that the model sees, in pixels: one number, or (height, width).
+    config.pp.crop = _number_or_tuple(224)
+    config.pp.resize = _number_or_tuple(256)  # see pp.evaluation; in the same way
     # Of test images: "resize" to crop x crop; "resize_then_central_crop", to
-    # resize x resize first; "resize_small_then_central_crop", the short side first.
+    # resize x resize first; "resize_small_then_central_crop", the short side first;
+    # "torchvision", this as torchvision and timm do it. See docs/data.md.
     config.pp.evaluation = "resize"
+    # How images are resized: "bilinear", "bicubic", "area", "pil_bilinear" or
+    # "pil_bicubic". None: bilinear in training, and what pp.evaluation has in tests.
+    config.pp.interpolation = config_dict.placeholder(str)
+    # The model takes (pixel / 255 - mean) / std; one number, or three for red, green
+    # and blue. None: those of the file of pretrained_dir; else 0.5: from -1 to 1.
+    config.pp.mean = _number_or_tuple(None)
+    config.pp.std = _number_or_tuple(None)
     config.pp.area_range = (0.05, 1.0)  # of a training crop, as a share of the image
     config.pp.aspect_range = (0.75, 1.33)  # of a training crop, width / height
     config.pp.flip = True  # mirror every other training image
@@ -110,6 +121,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = get_model("Mixer-B_16")
     return config.lock()
+
+
+def _number_or_tuple(value: object) -> config_dict.FieldReference:
+    """Returns `value` for a key whose type may change."""
+    return config_dict.FieldReference(value, field_type=object)
 
 
 def get_model(name: str) -> ml_collections.ConfigDict:
@@ -181,7 +197,7 @@ def add_evaluator(
     # several labels.
     spec.label_key = config_dict.placeholder(str)
     spec.evaluation = config_dict.placeholder(str)  # None: as pp.evaluation
-    spec.resize = 0  # 0: as pp.resize
+    spec.resize = _number_or_tuple(0)  # 0: as pp.resize
     spec.every = 0  # steps; 0: as eval_every
     spec.train_split = "train"  # few-shot: of the probe's examples
     spec.shots = (1, 5, 10, 25)  # few-shot: numbers of examples per class
@@ -207,13 +223,14 @@ def get_finetune_config(
       model_name: such as "Mixer-B_16".
       pretrained_dir: see get_config; None trains from scratch.
       argument: a dataset (see get_config), which has its usual number of steps; then
-        after a comma the side of the images in pixels, if it is not 224, as in
-        "cifar100,448" or ",448"; and ",smoke" for a run of seconds.
+        after a comma the size of the images in pixels, if it is not 224, as in
+        "cifar100,448", ",448" or ",320x224" (height x width); and ",smoke" for a run of
+        seconds.
     """
     argument, smoke = split_argument(argument)
     dataset, comma, last = argument.rpartition(",")
-    is_size = comma and last.isdigit() and not pathlib.Path(argument).exists()
-    size = int(last) if is_size else None
+    has_size = comma and is_size(last) and not pathlib.Path(argument).exists()
+    size = parse_size(last) if has_size else None
     config = get_config()
     config.model = get_model(model_name)
     config.pretrained_dir = pretrained_dir
@@ -225,17 +242,25 @@ def get_finetune_config(
     return shrink(config) if smoke else config
 
 
-def set_image_size(config: ml_collections.ConfigDict, size: int) -> None:
+def set_image_size(
+    config: ml_collections.ConfigDict, size: int | tuple[int, int]
+) -> None:
     """Fine-tunes a file for images of pp.crop pixels at another size.
 
     For whole multiples that is the paper's scheme (appendix C).
+
+    Args:
+      config: is changed.
+      size: (height, width) in pixels, or one number for both.
     """
-    times, rest = divmod(size, config.pp.crop)
-    config.resolution = "interpolate" if rest else "block_diagonal"
-    if not rest:
-        config.model.tokens_mlp_dim *= times**2
-    config.pp.resize = round(config.pp.resize * size / config.pp.crop)
-    config.pp.crop = size
+    new, old = as_size(size), as_size(config.pp.crop)
+    config.pp.resize = as_value(in_proportion(as_size(config.pp.resize), old, new))
+    config.pp.crop = as_value(new)
+    if new[0] % old[0] or new[1] % old[1]:
+        config.resolution = "interpolate"
+        return
+    config.resolution = "block_diagonal"
+    config.model.tokens_mlp_dim *= math.prod(new) // math.prod(old)
 
 
 def split_argument(argument: str) -> tuple[str, bool]:

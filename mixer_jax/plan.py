@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from mixer_jax.data.sizes import as_size
 from mixer_jax.run.config import check_config, check_devices, for_platform
 from mixer_jax.run.program import build_program
 from mixer_jax.training import sharding
@@ -105,7 +106,8 @@ class Plan:
             share = 100 * needs.peak_bytes / chip.hbm_bytes
             verdict = f"{share:.0f} % of {chip.hbm_bytes / 1e9:.0f} GB: {verdict}"
         lines = [
-            f"{config.model.model_name}, {config.pp.crop} x {config.pp.crop} pixels, "
+            f"{config.model.model_name}, "
+            f"{' x '.join(map(str, as_size(config.pp.crop)))} pixels, "
             f"{config.model.dtype}, remat {config.model.remat}",
             f"one update of {config.batch} images in {config.accum_steps} slice(s) on "
             f"{self.topology}: {self.chips} chips, data "
@@ -260,7 +262,7 @@ def _compile(
     state = program.abstract_state
     on_batch = sharding.batch_sharding(mesh)
     rows = config.batch // config.accum_steps if one_turn else config.batch
-    shape = (rows, config.pp.crop, config.pp.crop, 3)
+    shape = (rows, *as_size(config.pp.crop), 3)
     dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32
     batch = {
         "image": jax.ShapeDtypeStruct(shape, dtype, sharding=on_batch),

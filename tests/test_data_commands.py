@@ -1,4 +1,4 @@
-"""mixer-jax data check, mixer-jax data preview and mixer-jax plot."""
+"""mixer-jax data check, mixer-jax data preview and mixer-jax plot runs."""
 
 import contextlib
 import logging
@@ -131,15 +131,15 @@ def test_mistakes_in_a_preview(tmp_path, mixer_jax, args, message):
 
 
 def test_plot(tmp_path, mixer_jax):
-    status, _ = mixer_jax("plot", tmp_path)
+    status, _ = mixer_jax("plot", "runs", tmp_path)
     assert f"Is {tmp_path} a run's workdir?" in status
     row = '{"step": 10, "train/loss": 1.5}\n'
     (tmp_path / "metrics.jsonl").write_text(row)
     output = tmp_path / "out.png"
-    assert mixer_jax("plot", tmp_path, "--output", output) == (0, f"{output}\n")
+    assert mixer_jax("plot", "runs", tmp_path, "--output", output) == (0, f"{output}\n")
     assert cv2.imread(str(output)) is not None
     (tmp_path / "metrics.jsonl").write_text("")
-    status, _ = mixer_jax("plot", tmp_path)
+    status, _ = mixer_jax("plot", "runs", tmp_path)
     assert "no metrics yet" in status
 
 

@@ -9,11 +9,12 @@ from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.decode import decode
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.visualize import (
+    draw_confusion_matrix,
     draw_preview,
     draw_runs,
-    plot_confusion_matrix,
-    read_metrics,
+    save_figure,
 )
+from mixer_jax.visualize.runs import read_metrics
 
 from .examples import write_folder, write_mixed_folder
 
@@ -51,27 +52,15 @@ def test_damaged_metrics_name_file_and_line(tmp_path):
         read_metrics(tmp_path / "nowhere")
 
 
-def shown_texts(monkeypatch):
-    """Collects the texts of every figure that is saved."""
-    from matplotlib.figure import Figure
+def texts_of(figure):
     from matplotlib.text import Text
 
-    texts = []
-    save = Figure.savefig
-
-    def savefig(figure, *args, **kwargs):
-        texts.extend(x.get_text() for x in figure.findobj(Text))
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return texts
+    return [x.get_text() for x in figure.findobj(Text)]
 
 
-def test_runs_are_drawn_with_their_names(tmp_path, monkeypatch):
-    texts = shown_texts(monkeypatch)
+def test_runs_are_drawn_with_their_names(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("one", "x/two", "y/two")]
-    draw_runs(tmp_path / "out.png", runs)
-    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    texts = texts_of(draw_runs(runs))
     # Folders of the same name are told apart by their paths.
     assert {"one", str(runs[1]), str(runs[2]), "train", "test"} <= set(texts)
     titles = ["loss", "top-1 accuracy", "learning rate", "images per second"]
@@ -79,18 +68,7 @@ def test_runs_are_drawn_with_their_names(tmp_path, monkeypatch):
     assert "count" not in texts
 
 
-def test_few_shot_accuracies_share_a_panel_in_the_order_of_their_shots(
-    tmp_path, monkeypatch
-):
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(
-        Figure,
-        "savefig",
-        lambda self, path, **_: figures.append(self) or path.touch(),
-    )
-
+def test_few_shot_accuracies_share_a_panel_in_the_order_of_their_shots(tmp_path):
     def draw(probes):
         workdir = write_run(tmp_path / f"{len(probes)}", end="")
         with (workdir / "metrics.jsonl").open("a") as file:
@@ -100,8 +78,8 @@ def test_few_shot_accuracies_share_a_panel_in_the_order_of_their_shots(
                     f"{x}/{n}shot": n / step for x in probes for n in (10, 1, 25, 5)
                 }
                 file.write(json.dumps(row) + "\n")
-        draw_runs(tmp_path / "out.png", [workdir])
-        return {axes.get_title(): axes for axes in figures[-1].axes if axes.axison}
+        figure = draw_runs([workdir])
+        return {axes.get_title(): axes for axes in figure.axes if axes.axison}
 
     panels = draw(["pets"])
     assert list(panels) == [
@@ -122,17 +100,16 @@ def test_few_shot_accuracies_share_a_panel_in_the_order_of_their_shots(
     assert {x.get_linestyle() for x in axes.lines} == {"-", "--"}
 
 
-def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+def test_names_are_drawn_as_they_are(tmp_path):
     """Matplotlib reads $x$ as mathematics, and has no letters for raw bytes."""
-    texts = shown_texts(monkeypatch)
     run = write_run(tmp_path / os.fsdecode(b"caf\xe9 $5 bill$"))
-    draw_runs(tmp_path / "a.png", [run])
     names = ["$\\frac", r"\$1 and $2", os.fsdecode(b"th\xe9")]
-    plot_confusion_matrix(tmp_path / "b.png", np.eye(3, dtype=int), names)
-    assert (tmp_path / "a.png").exists()
-    assert (tmp_path / "b.png").exists()
-    assert r"caf\xe9 \$5 bill\$" in texts  # \$ is shown as $
-    assert r"th\xe9" in texts
+    figures = [draw_runs([run]), draw_confusion_matrix(np.eye(3, dtype=int), names)]
+    for i, figure in enumerate(figures):
+        save_figure(figure, tmp_path / f"{i}.png")
+        assert (tmp_path / f"{i}.png").exists()
+    assert r"caf\xe9 \$5 bill\$" in texts_of(figures[0])  # \$ is shown as $
+    assert r"th\xe9" in texts_of(figures[1])
 
 
 def test_runs_without_metrics(tmp_path):
@@ -140,19 +117,14 @@ def test_runs_without_metrics(tmp_path):
     workdir.mkdir()
     (workdir / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="no metrics yet"):
-        draw_runs(tmp_path / "out.png", [workdir])
-    assert not (tmp_path / "out.png").exists()
+        draw_runs([workdir])
 
 
 @pytest.mark.parametrize("transfer", ["uint8", "float32"])
-def test_preview_shows_labels_and_leaves_damaged_images_out(
-    tmp_path, monkeypatch, transfer, caplog
-):
-    texts = shown_texts(monkeypatch)
+def test_preview_shows_labels_and_leaves_damaged_images_out(tmp_path, transfer):
     write_mixed_folder(tmp_path / "photos", 40, 20)
     dataset = open_dataset(str(tmp_path / "photos"))
-    draw_preview(
-        tmp_path / "out.png",
+    figure = draw_preview(
         title="the title",
         train_source=dataset.split("train"),
         test_source=dataset.split("test"),
@@ -161,18 +133,16 @@ def test_preview_shows_labels_and_leaves_damaged_images_out(
         class_names=["temple", "a flower with a very long name"],
         num_rows=2,
     )
-    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    texts = texts_of(figure)
     assert "the title" in texts
     # One training image of each class in four augmentations, and test images.
     assert texts.count("temple") >= 5
     assert texts.count("a flower with a very …") >= 5
 
 
-def test_preview_names_each_of_several_labels(tmp_path, monkeypatch, tfds_dir):
-    texts = shown_texts(monkeypatch)
+def test_preview_names_each_of_several_labels(tfds_dir):
     dataset = open_dataset("tiny_shapes", data_dir=tfds_dir, label_key="real_label")
-    draw_preview(
-        tmp_path / "out.png",
+    figure = draw_preview(
         title="",
         train_source=dataset.split("train"),
         test_source=dataset.split("test"),
@@ -180,14 +150,13 @@ def test_preview_names_each_of_several_labels(tmp_path, monkeypatch, tfds_dir):
         eval_transform=EvalTransform(24),
         class_names=dataset.class_names,
     )
-    assert {"(no label)", "low", "high", "low, high"} <= set(texts)
+    assert {"(no label)", "low", "high", "low, high"} <= set(texts_of(figure))
 
 
 def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
     root = write_folder(tmp_path / "photos", {"train/a": 1, "test/a": 1})
     dataset = open_dataset(str(root))
-    draw_preview(
-        tmp_path / "out.png",
+    figure = draw_preview(
         title="",
         train_source=dataset.split("train"),
         test_source=dataset.split("test"),
@@ -195,6 +164,7 @@ def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
         eval_transform=EvalTransform(8),
         class_names=["a"],
     )
+    save_figure(figure, tmp_path / "out.png")
     image = cv2.imread(str(tmp_path / "out.png"))
     assert image.shape[1] > image.shape[0]  # one row
     assert len(np.unique(image)) > 10
@@ -203,7 +173,7 @@ def test_preview_of_fewer_images_than_there_is_room_for(tmp_path):
 def test_confusion_matrix_is_drawn(tmp_path):
     matrix = np.array([[3, 1], [0, 5]])
     path = tmp_path / "new" / "matrix.png"
-    plot_confusion_matrix(path, matrix, ["ant", "bee"])
+    save_figure(draw_confusion_matrix(matrix, ["ant", "bee"]), path)
     image = decode(path.read_bytes())
     assert min(image.shape[:2]) > 300
     # The diagonal is dark, the empty cell light.

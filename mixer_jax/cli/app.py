@@ -7,6 +7,8 @@ import tyro
 app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Looks at datasets before they are used.")
+plot_app = tyro.extras.SubcommandApp()
+app.command(plot_app, name="plot", help="Draws runs, and what a model has learned.")
 
 
 class UsageError(ValueError):

@@ -12,8 +12,10 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
+from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.sizes import Size, covers, in_proportion, parse_size, size_text
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
 from mixer_jax.evaluation.prediction import predict as predict_files
@@ -29,9 +31,24 @@ if TYPE_CHECKING:
     from mixer_jax.evaluation.classification import Report
 
     Evaluation = str
+    Interpolation = str
 else:
     Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
+    Interpolation = tyro.extras.literal_type_from_choices(INTERPOLATIONS)
 Resolution = Literal["interpolate", "block_diagonal"]
+ImageSize = (
+    Annotated[
+        Size,
+        tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="N|HxW",
+            instance_from_str=lambda texts: parse_size(texts[0]),
+            is_instance=lambda x: isinstance(x, tuple),
+            str_from_instance=lambda size: [size_text(size)],
+        ),
+    ]
+    | None
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +63,15 @@ class ModelFlags:
     evaluation: Evaluation | None = None
     """How images are brought to size. Default: as in the run;
     resize_small_then_central_crop for published files; else resize."""
-    resize: int | None = None
-    """Pixels to resize to before a central crop. Default: as in the run, or 256/224 of
-    the model's image size."""
-    image_size: int | None = None
-    """Side of the images in pixels. Default: what the model is for. For another size
-    its parameters are adapted."""
+    resize: ImageSize = None
+    """Pixels to resize to before a central crop, such as 256 or 366x256. Default: as in
+    the run, or 256/224 of the model's image size."""
+    interpolation: Interpolation | None = None
+    """How images are resized. Default: as in the run, or what is usual for the
+    evaluation."""
+    image_size: ImageSize = None
+    """Size of the images in pixels, such as 224 or 320x224 (height x width). Default:
+    what the model is for. For another size its parameters are adapted."""
     resolution: Resolution = "interpolate"
     """How they are adapted: interpolate for any size; block_diagonal for whole
     multiples, as in the paper."""
@@ -67,20 +87,26 @@ class ModelFlags:
         )
         old = loaded.transform
         if loaded.config is None:  # a file may be for images of other channels
-            where, shape = without_secrets(model), (old.crop, old.crop, 3)
+            where, shape = without_secrets(model), (*old.crop, 3)
             check_params(loaded.params, loaded.model, shape, where)
-        if self.resize is not None and self.resize < 1:
-            raise UsageError(f"--resize is {self.resize}; 1 is the least.")
+        if self.resize is not None and min(self.resize) < 1:
+            raise UsageError(f"--resize is {size_text(self.resize)}; 1 is the least.")
         resize = self.resize or (
-            old.resize if loaded.config else round(old.crop * 256 / 224)
+            old.resize
+            if loaded.config
+            else in_proportion((256, 256), (224, 224), old.crop)
         )
         new = dataclasses.replace(
-            old, evaluation=self.evaluation or old.evaluation, resize=resize
+            old,
+            evaluation=self.evaluation or old.evaluation,
+            resize=resize,
+            interpolation=self.interpolation or old.interpolation,
         )
-        if new.evaluation != "resize" and resize < new.crop:
+        if new.evaluation != "resize" and not covers(resize, new.crop):
+            crop = size_text(new.crop)
             raise UsageError(
-                f"--resize is {resize}, but the model sees {new.crop} pixels a side: "
-                f"{new.evaluation} needs at least that. Give --resize {new.crop}, say."
+                f"--resize is {size_text(resize)}, but the model sees {crop} pixels: "
+                f"{new.evaluation} needs at least that. Give --resize {crop}, say."
             )
         return loaded, new
 
@@ -120,11 +146,12 @@ def evaluate(
       tfds_data_dir: where TensorFlow Datasets keeps prepared datasets.
       batch: images at a time.
       json_file: write all numbers to this file too.
-      confusion_matrix: draw one as this PNG file, of at most 50 classes.
+      confusion_matrix: draw one as this file, .png or .svg, of at most 50 classes.
     """
     # Grain takes a third of a second to import, and nothing else here needs it.
     from mixer_jax.evaluation.classification import evaluate_dataset
-    from mixer_jax.visualize import plot_confusion_matrix
+    from mixer_jax.visualize import draw_confusion_matrix, save_figure
+    from mixer_jax.visualize.files import check_figure_path
 
     if dataset is None and not pathlib.Path(model).expanduser().is_dir():
         raise UsageError(
@@ -133,6 +160,8 @@ def evaluate(
         )
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
+    if confusion_matrix:
+        check_figure_path(confusion_matrix)
     loaded, transform = flags.load(model)
     num_classes = loaded.model.num_classes or 0
     if confusion_matrix and num_classes > 50:
@@ -158,14 +187,13 @@ def evaluate(
             "dataset": printable(opened.name),
             "split": printable(split),
         }
-        cut = {k: getattr(transform, k) for k in ("evaluation", "crop", "resize")}
-        about |= {"transform": cut} | report.as_dict()
+        about |= {"transform": transform.as_dict()} | report.as_dict()
         with replace_when_whole(json_file) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     if confusion_matrix:
-        plot_confusion_matrix(
-            confusion_matrix, report.confusion_matrix(), report.class_names
-        )
+        matrix = report.confusion_matrix()
+        figure = draw_confusion_matrix(matrix, report.class_names)
+        save_figure(figure, confusion_matrix)
 
 
 @app.command
@@ -258,9 +286,11 @@ def export(
 def _print_report(report: "Report", data: str, transform: EvalTransform) -> None:
     """Prints what was measured; of many classes only the ten worst."""
     metrics, names = report.metrics, report.class_names
-    how = f"resize {transform.resize}, crop {transform.crop}"
+    crop = size_text(transform.crop)
+    how = f"resize {size_text(transform.resize)}, crop {crop}"
     if transform.evaluation == "resize":
-        how = f"to {transform.crop} x {transform.crop}"
+        how = f"to {crop}"
+    how += f", {transform.used_interpolation}"
     print(f"data       {data}, {metrics['count']:,.0f} images")
     print(f"transform  {transform.evaluation}, {how}")
     if "mAP" in metrics:

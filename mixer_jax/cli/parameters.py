@@ -2,12 +2,14 @@
 
 import math
 import pathlib
+import shlex
 from typing import Literal
 
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
-from mixer_jax.cli.models import Model, Resolution
+from mixer_jax.cli.models import ImageSize, Model, Resolution
+from mixer_jax.data.sizes import as_value
 from mixer_jax.run.loading import load_model
 from mixer_jax.weights.layout import shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
@@ -26,7 +28,7 @@ def convert(
     model: Model,
     target: Positional[pathlib.Path],
     gelu: Literal["tanh", "erf"] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize = None,
     resolution: Resolution = "interpolate",
 ) -> None:
     """Writes a model's parameters in another format, or for another size of images.
@@ -35,8 +37,9 @@ def convert(
       target: a file ending in .npz (the published layout) or .safetensors (timm's).
       gelu: the GELU that the parameters were trained with. Default: what the run or
         the safetensors file says; "tanh" for npz files.
-      image_size: side of the images in pixels. Default: what the model is for. For
-        another size its parameters are adapted.
+      image_size: size of the images in pixels, such as 224 or 320x224 (height x
+        width). Default: what the model is for. For another size its parameters are
+        adapted.
       resolution: how they are adapted: interpolate for any size; block_diagonal for
         whole multiples, as in the paper.
     """
@@ -50,7 +53,8 @@ def convert(
         save_timm(target, loaded.params, gelu=gelu_of_model)
     print(f"{target}: {target.stat().st_size:,} bytes")
     if image_size:
-        options = [f"--config.pp.crop={image_size}"]
+        crop = str(as_value(image_size)).replace(" ", "")
+        options = [f"--config.pp.crop={shlex.quote(crop)}"]
         if resolution == "block_diagonal" and hasattr(loaded.model, "tokens_mlp_dim"):
             units = loaded.model.tokens_mlp_dim
             options.append(f"--config.model.tokens_mlp_dim={units}")

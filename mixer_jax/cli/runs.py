@@ -1,4 +1,4 @@
-"""What one does before and after a run: data check, data preview, plan, plot."""
+"""What one does before a run: data check, data preview, plan."""
 
 import pathlib
 import sys
@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from mixer_jax.cli.app import UsageError, app, data_app, print_table
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.data.names import printable
+from mixer_jax.data.sizes import as_size
 from mixer_jax.run.config import ConfigError, check_config
 from mixer_jax.run.config_file import parse_flags
 
@@ -91,16 +92,18 @@ def preview(
     """Draws what the model will see, in training and in the test, with labels.
 
     Args:
-      output: the PNG file to write.
+      output: the file to write, .png or .svg.
       rows: how many training images to show.
     """
     import jax
 
     from mixer_jax.run.data import open_data
-    from mixer_jax.visualize import draw_preview
+    from mixer_jax.visualize import draw_preview, save_figure
+    from mixer_jax.visualize.files import check_figure_path
 
     if rows < 1:
         raise UsageError(f"--rows is {rows}; 1 is the least.")
+    check_figure_path(output)
     jax.config.update("jax_platforms", "cpu")  # accelerators are for who trains
     loaded = load_config(config, overrides)
     try:
@@ -108,10 +111,9 @@ def preview(
     except ConfigError as error:
         raise UsageError(str(error)) from error
     data = open_data(loaded)
-    draw_preview(
-        output,
+    figure = draw_preview(
         title=f"What the model sees of {printable(loaded.dataset)}: "
-        f"{loaded.pp.crop} x {loaded.pp.crop} pixels",
+        f"{' x '.join(map(str, as_size(loaded.pp.crop)))} pixels",
         train_source=data.train_source,
         test_source=data.test_source,
         train_transform=data.train_transform,
@@ -120,6 +122,7 @@ def preview(
         seed=loaded.seed,
         num_rows=rows,
     )
+    save_figure(figure, output)
     print(printable(output))
 
 
@@ -156,28 +159,6 @@ def plan(
     print(result)
     if result.fits is False:
         sys.exit(1)
-
-
-@app.command
-def plot(
-    workdirs: Positional[list[str]],
-    output: pathlib.Path = pathlib.Path("metrics.png"),
-) -> None:
-    """Draws loss, accuracy, learning rate and speed of one or several runs by step.
-
-    Args:
-      workdirs: the work directories of the runs, finished or not.
-      output: the PNG file to write.
-    """
-    from mixer_jax.visualize import draw_runs
-
-    if not workdirs:
-        raise UsageError("Name the workdir of a run, or of several.")
-    try:
-        draw_runs(output, workdirs)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    print(printable(output))
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:

@@ -59,7 +59,7 @@ def train_batches(
       rows: which rows of each batch this process reads; None for all.
 
     Returns:
-      An iterator, to be closed, of `image` [rows, crop, crop, 3] and `label` int32
+      An iterator, to be closed, of `image` [rows, *crop, 3] and `label` int32
       [rows], or with num_classes float32 [rows, num_classes]. Its next() raises
       DatasetError for an example without a label, and ImageError if 100 images in a row
       cannot be read.
@@ -119,13 +119,13 @@ def eval_batches(
       rows: which rows of each batch this process reads; None for all.
 
     Returns:
-      An iterator, to be closed, of `image` [rows, crop, crop, 3], `label` int32 [rows]
+      An iterator, to be closed, of `image` [rows, *crop, 3], `label` int32 [rows]
       and `mask` float32 [rows]; with num_classes `label` is float32
       [rows, num_classes].
     """
     unreadable = _Unreadable()
     none = 0 if num_classes is None else ()  # the label of a row that does not count
-    blank = transform(np.zeros((transform.crop, transform.crop, 3), np.uint8)) * 0
+    blank = transform(np.zeros((*transform.crop, 3), np.uint8)) * 0
 
     def prepare(i: int) -> dict[str, Any]:
         image: np.ndarray | None = None

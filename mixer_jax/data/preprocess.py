@@ -1,22 +1,26 @@
 """From an image to the pixels that a model sees.
 
-Images are RGB, [height, width, 3], with values in 0..255. `scale` maps these to
-[-1, 1]; this happens on the device, unless pp.transfer is float32.
+Images are RGB, [height, width, 3], with values in 0..255. `scale` maps these to what
+the model takes, [-1, 1] with the usual mean and standard deviation; this happens on the
+device, unless pp.transfer is float32.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
+from mixer_jax.data.interpolate import INTERPOLATIONS, Window, resample
 from mixer_jax.data.randaugment import randaugment
-
-cv2.setNumThreads(0)  # the pipeline already reads several images at once
+from mixer_jax.data.sizes import Size, as_size, covers, size_text
 
 Permute = Callable[[np.ndarray], np.ndarray]
+Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
+
+HALF: Color = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class TrainTransform:
     vit_jax fine-tunes with the first three, big_vision pre-trains with all.
 
     Attributes:
-      crop: side of the result, in pixels.
+      crop: (height, width) of the result in pixels; one number stands for both.
       area_range: see `sample_inception_crop`.
       aspect_range: see `sample_inception_crop`.
       flip: whether to mirror half of the images, drawn at random, left to right.
@@ -34,24 +38,35 @@ class TrainTransform:
       randaugment: (layers, magnitude), see `mixer_jax.data.randaugment`; with 0 layers
         it is not applied.
       permute: the last change, the same for all images; see `mixer_jax.data.permute`.
+      interpolation: of the resize, one of `mixer_jax.data.interpolate.INTERPOLATIONS`;
+        None for bilinear.
+      mean: see EvalTransform.
+      std: see EvalTransform.
     """
 
-    crop: int
+    crop: Size
     area_range: tuple[float, float] = (0.05, 1.0)
     aspect_range: tuple[float, float] = (0.75, 1.33)
     flip: bool = True
     transfer: str = "uint8"
     randaugment: tuple[int, float] = (0, 0.0)
     permute: Permute | None = None
+    interpolation: str | None = None
+    mean: Color = HALF
+    std: Color = HALF
+
+    def __post_init__(self) -> None:
+        _set(self, crop=as_size(self.crop))
+        _set(self, mean=as_color(self.mean), std=as_color(self.std))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns [crop, crop, 3] for uint8 [h, w, 3]."""
+        """Returns [*crop, 3] for uint8 [h, w, 3]."""
         height, width = image.shape[:2]
         top, left, height, width = sample_inception_crop(
             rng, height, width, self.area_range, self.aspect_range
         )
         image = image[top : top + height, left : left + width]
-        image = resize(image, self.crop, self.crop)
+        image = resample(image, self.crop, self.interpolation or "bilinear")
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         layers, magnitude = self.randaugment
@@ -60,71 +75,99 @@ class TrainTransform:
             image = randaugment(levels, rng, layers, magnitude).astype(np.float32)
         if self.permute:
             image = self.permute(image)
-        return TRANSFERS[self.transfer](image)
+        return TRANSFERS[self.transfer](image, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """What becomes of an image in evaluation and prediction.
+    """What becomes of an image in evaluation and prediction: what a model takes.
 
     Attributes:
-      crop: side of the result, in pixels.
+      crop: (height, width) of the result in pixels; one number stands for both.
       evaluation: one of EVALUATIONS.
-      resize: size before a central crop, in pixels; see `evaluation`.
+      resize: (height, width) before a central crop, in pixels; one number stands for
+        both. See `evaluation`.
       transfer: one of TRANSFERS.
       permute: see TrainTransform.
+      interpolation: of the resize, one of `mixer_jax.data.interpolate.INTERPOLATIONS`;
+        None for the one that is usual for `evaluation`, see `used_interpolation`.
+      mean: of red, green and blue, in units of [0, 1]; one number stands for all three.
+        The model takes (pixel / 255 - mean) / std.
+      std: the standard deviation in the same way.
     """
 
-    crop: int
+    crop: Size
     evaluation: str = "resize"
-    resize: int = 256
+    resize: Size = (256, 256)
     transfer: str = "uint8"
     permute: Permute | None = None
+    interpolation: str | None = None
+    mean: Color = HALF
+    std: Color = HALF
+
+    def __post_init__(self) -> None:
+        _set(self, crop=as_size(self.crop), resize=as_size(self.resize))
+        _set(self, mean=as_color(self.mean), std=as_color(self.std))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns [crop, crop, 3] for uint8 [h, w, 3]."""
-        image = EVALUATIONS[self.evaluation].cut(image, self.crop, self.resize)
+        """Returns [*crop, 3] for uint8 [h, w, 3]."""
+        resize = functools.partial(resample, interpolation=self.used_interpolation)
+        cut = EVALUATIONS[self.evaluation].cut
+        image = cut(image, self.crop, self.resize, resize)
         if self.permute:
             image = self.permute(image)
-        return TRANSFERS[self.transfer](image)
+        return TRANSFERS[self.transfer](image, self.mean, self.std)
+
+    @property
+    def used_interpolation(self) -> str:
+        """The interpolation that is used, a key of INTERPOLATIONS."""
+        return self.interpolation or EVALUATIONS[self.evaluation].interpolation
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields that say how to make images elsewhere; fit for JSON."""
+        fields = ("evaluation", "crop", "resize", "mean", "std")
+        interpolation = {"interpolation": self.used_interpolation}
+        return {name: getattr(self, name) for name in fields} | interpolation
 
     @property
     def steps(self) -> str:
         """What `evaluation` does to an image, in words."""
-        steps = EVALUATIONS[self.evaluation].steps
-        return steps.format(crop=self.crop, resize=self.resize)
+        crop, resize = size_text(self.crop), size_text(self.resize)
+        how = INTERPOLATIONS[self.used_interpolation].equals
+        steps = EVALUATIONS[self.evaluation].steps.format(crop=crop, resize=resize)
+        return f"{steps}. Resizing equals {how}"
 
 
-def scale(images: Any) -> Any:
-    """Maps 0..255 to [-1, 1] as float32; NumPy and JAX arrays of any shape."""
-    return (images.astype(np.float32) - 127.5) / 127.5
+def as_color(value: float | Sequence[float]) -> Color:
+    """Returns three numbers for three or for one that stands for all."""
+    if isinstance(value, int | float):
+        value = (value, value, value)
+    red, green, blue = map(float, value)
+    return red, green, blue
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes bilinearly without antialiasing, as TensorFlow does by default.
+def _set(transform: Any, **fields: Any) -> None:
+    for name, value in fields.items():
+        object.__setattr__(transform, name, value)  # it is frozen
+
+
+def scale(images: Any, mean: Color = HALF, std: Color = HALF) -> Any:
+    """Maps 0..255 to what a model takes, as float32: to [-1, 1] by default.
 
     Args:
-      image: [h, w, 3], uint8 or float32.
-      height: wanted height in pixels.
-      width: wanted width in pixels.
-
-    Returns:
-      float32 [height, width, 3].
+      images: NumPy or JAX array [..., 3].
+      mean: of red, green and blue, in units of [0, 1].
+      std: their standard deviations.
     """
-    return cv2.resize(
-        image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+    axes = (1,) * (images.ndim - 1) + (3,)
+    offset, width = (
+        # One number where the three are equal: the arithmetic of the original.
+        255 * x[0]
+        if len(set(x)) == 1
+        else np.array([255 * value for value in x], np.float32).reshape(axes)
+        for x in (mean, std)
     )
-
-
-def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the central [size, size, 3] out of [h, w, 3].
-
-    Raises:
-      ValueError: the image is smaller than that.
-    """
-    height, width = image.shape[:2]
-    top, left = _central_corner(height, width, size)
-    return image[top : top + size, left : left + size]
+    return (images.astype(np.float32) - offset) / width
 
 
 def sample_inception_crop(
@@ -175,129 +218,96 @@ def sample_inception_crop(
     return 0, 0, height, width
 
 
-def resize_then_central_crop(image: np.ndarray, crop: int, size: int) -> np.ndarray:
-    """Resizes to size x size pixels, then cuts out the central crop x crop."""
-    return central_crop(resize(image, size, size), crop)
-
-
-def resize_small_then_central_crop(
-    image: np.ndarray, crop: int, size: int
-) -> np.ndarray:
-    """Resizes by area so that the short side has `size` pixels, then cuts the centre.
-
-    Args:
-      image: uint8 [h, w, 3].
-      crop: side of the result in pixels.
-      size: length of the short side before the crop, in pixels.
-
-    Returns:
-      float32 [crop, crop, 3] of whole numbers: big_vision rounds down to uint8.
-
-    Raises:
-      ValueError: size is smaller than crop.
-    """
-    ratio = size / min(image.shape[:2])
-    height, width = (round(side * ratio) for side in image.shape[:2])
-    if ratio > 1:
-        return np.floor(_enlarged_crop(image, height, width, crop))
-    resized = cv2.resize(
-        image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
-    )
-    return np.floor(central_crop(resized, crop))
+Resample = Callable[..., np.ndarray]  # of an image, a size and a window; see `resample`
 
 
 class Evaluation(NamedTuple):
     """A way to cut any image to the size that a model takes.
 
     Attributes:
-      cut: makes float32 [crop, crop, 3] of (image, crop, resize): uint8 [h, w, 3] and
-        two lengths in pixels.
+      cut: makes float32 [*crop, 3] of (image, crop, resize, resample): uint8 [h, w, 3],
+        two sizes (height, width) in pixels, and `mixer_jax.data.interpolate.resample`
+        with its interpolation.
+      interpolation: the usual one.
       steps: what `cut` does, with {crop} and {resize}, for those who must do the same
         without this package.
     """
 
-    cut: Callable[[np.ndarray, int, int], np.ndarray]
+    cut: Callable[[np.ndarray, Size, Size, Resample], np.ndarray]
+    interpolation: str
     steps: str
 
 
-_BILINEAR = "bilinear, half-pixel centres, no antialiasing"
+def _resize(image: np.ndarray, crop: Size, _: Size, resample: Resample) -> np.ndarray:
+    return resample(image, crop)
 
-# The choices for pp.evaluation: vit_jax's, the paper's, and the paper's and
-# big_vision's.
+
+def _resize_then_central_crop(
+    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+) -> np.ndarray:
+    return resample(image, resize, window=_central_window(resize, crop))
+
+
+def _resize_small_then_central_crop(
+    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+) -> np.ndarray:
+    ratio = max(new / old for new, old in zip(resize, image.shape[:2], strict=True))
+    height, width = (round(side * ratio) for side in image.shape[:2])
+    window = _central_window((height, width), crop)
+    # big_vision rounds down to uint8.
+    return np.floor(resample(image, (height, width), window=window))
+
+
+def _torchvision(
+    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+) -> np.ndarray:
+    old = image.shape[:2]
+    # The side that is hit exactly; for a square resize, the short one.
+    exact = int(resize[1] * old[0] > resize[0] * old[1])
+    size = [int(resize[exact] * side / old[exact]) for side in old]
+    size[exact] = resize[exact]
+    top, left = (round((a - b) / 2) for a, b in zip(size, crop, strict=True))
+    return np.rint(resample(image, tuple(size), window=(top, left, *crop)))
+
+
+# The choices for pp.evaluation: vit_jax's, the paper's, the paper's and big_vision's,
+# and torchvision's, with which timm scores too.
 EVALUATIONS = {
-    "resize": Evaluation(
-        lambda image, crop, _: resize(image, crop, crop),
-        f"resize to {{crop}}x{{crop}}; {_BILINEAR}",
-    ),
+    "resize": Evaluation(_resize, "bilinear", "resize to {crop}"),
     "resize_then_central_crop": Evaluation(
-        resize_then_central_crop,
-        "resize to {resize}x{resize}, crop the central {crop}x{crop}; " + _BILINEAR,
+        _resize_then_central_crop,
+        "bilinear",
+        "resize to {resize}, crop the central {crop}",
     ),
     "resize_small_then_central_crop": Evaluation(
-        resize_small_then_central_crop,
-        "resize by area so that the short side has {resize} pixels, round down, crop "
-        "the central {crop}x{crop}",
+        _resize_small_then_central_crop,
+        "area",
+        "resize so that the image just covers {resize}, keeping its shape; round down; "
+        "crop the central {crop}",
+    ),
+    "torchvision": Evaluation(
+        _torchvision,
+        "pil_bilinear",
+        "resize so that the image just covers {resize}, keeping its shape, the longer "
+        "side rounded down; round; crop the central {crop}",
     ),
 }
 
-# The choices for pp.transfer: what is sent to the device for float32 values in 0..255.
-TRANSFERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+# The choices for pp.transfer: what is sent to the device for float32 values in 0..255
+# and the mean and standard deviation.
+TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
     # Rounded to the nearest level: a quarter of the bytes.
-    "uint8": lambda image: np.rint(image).astype(np.uint8),
+    "uint8": lambda image, mean, std: np.rint(image).astype(np.uint8),
     # The exact values of the original, already in [-1, 1].
     "float32": scale,
 }
 
 
-def _enlarged_crop(image: np.ndarray, height: int, width: int, crop: int) -> np.ndarray:
-    """Returns the central crop of an image that is enlarged to height x width by area.
-
-    OpenCV averages areas only when it shrinks an image. This gives, to the bit, what
-    OpenCV makes of an image in which each pixel is repeated in both directions so that
-    it must be shrunk. Only the crop is computed, since the rest may not fit in memory:
-    a 1 x 40,000 image whose short side becomes 256 has ten million columns.
-    """
-    factor = math.ceil(min(height, width) / min(image.shape[:2]))
-    top, left = _central_corner(height, width, crop)
-    rows, row_weights = _area_weights(image.shape[0], factor, height, top, crop)
-    columns, column_weights = _area_weights(image.shape[1], factor, width, left, crop)
-    strip = image[rows.min() : rows.max() + 1].astype(np.float32)
-    strip = np.einsum("hnwc,nw->hwc", strip.take(columns, axis=1), column_weights)
-    strip = strip.take(rows - rows.min(), axis=0)
-    return np.einsum("nhwc,nh->hwc", strip, row_weights)
-
-
-def _area_weights(
-    length: int, factor: int, size: int, start: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which pixels an output pixel is the mean of, along one axis.
-
-    Args:
-      length: of the source in pixels, each of which is repeated `factor` times.
-      factor: so large that length * factor is 1 to 2 times `size`.
-      size: of the whole output in pixels.
-      start: the first output pixel wanted.
-      count: the number of output pixels wanted.
-
-    Returns:
-      Their positions in the source, int [n, count], and weights, float32 [n, count].
-    """
-    scale = length * factor / size
-    begin = np.arange(start, start + count) * scale
-    end = begin + scale
-    cells = np.floor(begin) + np.arange(3)[:, None]  # less than 2 wide: at most 3 cells
-    overlap = np.minimum(end, cells + 1) - np.maximum(begin, cells)
-    overlap[overlap < 1e-3] = 0  # as OpenCV does
-    used = overlap.any(axis=1)  # with a scale of 1, one cell
-    positions = np.minimum(cells[used], length * factor - 1).astype(int) // factor
-    return positions, (overlap[used] / scale).astype(np.float32)
-
-
-def _central_corner(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns top and left of the central size x size pixels."""
-    if min(height, width) < size:
+def _central_window(size: Size, crop: Size) -> Window:
+    """Returns the central `crop` pixels of an image of `size` pixels."""
+    if not covers(size, crop):
         raise ValueError(
-            f"Cannot crop {size}x{size} pixels out of {height}x{width}. Make pp.resize "
-            f"at least pp.crop, which is {size}."
+            f"Cannot crop {size_text(crop)} pixels out of {size_text(size)}. Make "
+            f"pp.resize at least pp.crop, which is {size_text(crop)}."
         )
-    return (height - size) // 2, (width - size) // 2
+    return (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2, *crop

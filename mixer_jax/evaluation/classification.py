@@ -229,7 +229,16 @@ def evaluate_dataset(
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, sharding.replicated(mesh))
-    step = jax.jit(make_eval_step(model, loss_fn, multilabel=multilabel, report=True))
+    step = jax.jit(
+        make_eval_step(
+            model,
+            loss_fn,
+            multilabel=multilabel,
+            report=True,
+            mean=transform.mean,
+            std=transform.std,
+        )
+    )
     rows = eval_batches(
         source,
         transform,

@@ -83,7 +83,7 @@ def predict(
 
     @jax.jit
     def classify(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = to_model_input(images)
+        images = to_model_input(images, transform.mean, transform.std)
         logits: Any = model.apply({"params": params}, images, train=False)
         classes = jax.lax.top_k(logits, min(top_k, num_classes))[1]
         probabilities = jax.nn.sigmoid if multilabel else jax.nn.softmax

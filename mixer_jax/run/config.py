@@ -8,6 +8,8 @@ from typing import Any
 
 import ml_collections
 
+from mixer_jax.data.preprocess import HALF, Color, as_color
+from mixer_jax.data.sizes import as_size, covers, size_text
 from mixer_jax.run.keys import KEYS, row_of, values_of
 
 logger = logging.getLogger(__name__)
@@ -58,22 +60,29 @@ def _missing_or_unknown(config: Config, values: Iterable[str]) -> Iterator[str]:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    crop, patches = config.pp.crop, config.model.get("patches")
-    if patches and any(crop % side for side in patches.size):
-        height, width = patches.size
-        unit = math.lcm(height, width)
+    crop, patches = as_size(config.pp.crop), config.model.get("patches")
+    if patches and any(a % b for a, b in zip(crop, patches.size, strict=True)):
+        units = list(patches.size)
+        if isinstance(config.pp.crop, int):  # for both sides
+            units = 2 * [math.lcm(*units)]
+        near = [max(a // b, 1) * b for a, b in zip(crop, units, strict=True)]
         yield (
-            f"pp.crop is {crop}: {crop}x{crop} pixels cannot be cut into patches of "
-            f"{height}x{width} (model.patches.size). Take a multiple of {unit}, such "
-            f"as {max(crop // unit, 1) * unit}."
+            f"pp.crop is {config.pp.crop}: {size_text(crop)} pixels cannot be cut into "
+            f"patches of {size_text(patches.size)} (model.patches.size). Take "
+            + (
+                f"a multiple of {units[0]}, such as {near[0]}."
+                if isinstance(config.pp.crop, int)
+                else f"multiples of these, such as ({near[0]},{near[1]})."
+            )
         )
     crops = {"pp": config.pp}
     crops |= {f"evals.{name}": spec for name, spec in evals(config).items()}
     for name, spec in crops.items():
-        if spec.evaluation != "resize" and spec.resize < crop:
+        if spec.evaluation != "resize" and not covers(spec.resize, crop):
             yield (
-                f"{name}.resize is {spec.resize}; {spec.evaluation} cuts {crop} pixels "
-                "(pp.crop) out of it, and needs at least as many."
+                f"{name}.resize is {spec.resize}; {spec.evaluation} cuts "
+                f"{size_text(crop)} pixels (pp.crop) out of it, and needs at least as "
+                "many."
             )
     if config.init_from and config.pretrained_dir:
         yield (
@@ -200,6 +209,18 @@ def for_platform(config: Config, platform: str) -> Config:
         if name in config.model and config.model[name] is None:
             config.model[name] = value
     return config
+
+
+def normalization(config: Config) -> tuple[Color, Color]:
+    """Returns the mean and the standard deviation of a run's images.
+
+    Both are of red, green and blue in units of [0, 1]; see
+    `mixer_jax.data.preprocess.scale`.
+    """
+    mean, std = (
+        HALF if x is None else as_color(x) for x in (config.pp.mean, config.pp.std)
+    )
+    return mean, std
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

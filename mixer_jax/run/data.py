@@ -13,7 +13,7 @@ from mixer_jax.data.fingerprint import Fingerprint, fingerprint
 from mixer_jax.data.listed import ListedDataset
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
-from mixer_jax.run.config import Config, ConfigError, evals
+from mixer_jax.run.config import Config, ConfigError, evals, normalization
 from mixer_jax.training import sharding
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def open_data(config: Config) -> Data:
             config.pp.transfer,
             config.pp.randaugment,
             permute,
+            config.pp.interpolation,
+            *normalization(config),
         ),
         preprocess.EvalTransform(
             config.pp.crop,
@@ -121,6 +123,8 @@ def open_data(config: Config) -> Data:
             config.pp.resize,
             config.pp.transfer,
             permute,
+            config.pp.interpolation,
+            *normalization(config),
         ),
     )
     if data.multilabel and config.loss != "sigmoid":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixer_jax.blocks import REMAT_POLICIES
+from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.permute import PERMUTATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
 from mixer_jax.model import GELUS
@@ -32,6 +33,13 @@ class Values:
         expected = f"{self.expected}, or None (in a flag: '')"
         return Values(expected, lambda x: x in (None, "") or self.include(x))
 
+    def or_zero(self) -> "Values":
+        """Returns these values, and 0."""
+        return Values(
+            f"{self.expected}; or 0",
+            lambda x: (_is_whole(x) and x == 0) or self.include(x),
+        )
+
     def or_default(self) -> "Values":
         """Returns these values, and None, which no flag can give."""
         expected = f"{self.expected}, or no flag at all for what suits the device"
@@ -56,6 +64,16 @@ def _is_pair(x: Any) -> bool:
     return isinstance(x, tuple | list) and len(x) == 2
 
 
+def _is_size(x: Any, low: int) -> bool:
+    return _is_whole(x, low) or (_is_pair(x) and all(_is_whole(n, low) for n in x))
+
+
+def _is_color(x: Any, low: float) -> bool:
+    if isinstance(x, tuple | list):
+        return len(x) == 3 and all(_is_number(n, low) for n in x)
+    return _is_number(x, low)
+
+
 def _is_range(x: Any, high: float) -> bool:
     return _is_pair(x) and all(map(_is_number, x)) and 0 < x[0] <= x[1] <= high
 
@@ -72,6 +90,11 @@ def _is_multiplier(x: Any) -> bool:
 
 def _whole(low: int) -> Values:
     return Values(f"a whole number, at least {low}", lambda x: _is_whole(x, low))
+
+
+def _size(low: int) -> Values:
+    expected = f"a whole number, at least {low}, or two, such as (320,224)"
+    return Values(expected, lambda x: _is_size(x, low))
 
 
 def _number(low: float) -> Values:
@@ -106,9 +129,20 @@ KEYS = {
     "tfds_manual_dir": FOLDER,
     "pp.train": SPLIT.or_none(),
     "pp.test": SPLIT.or_none(),
-    "pp.crop": _whole(1),
-    "pp.resize": _whole(1),
+    "pp.crop": _size(1),
+    "pp.resize": _size(1),
     "pp.evaluation": _one_of(*EVALUATIONS),
+    "pp.interpolation": _one_of(*INTERPOLATIONS).or_none(),
+    "pp.mean": Values(
+        "a number, or three, for pixels from 0 to 1, such as (0.485,0.456,0.406), or "
+        "None",
+        lambda x: x is None or _is_color(x, -math.inf),
+    ),
+    "pp.std": Values(
+        "a number above 0, or three, for pixels from 0 to 1, such as "
+        "(0.229,0.224,0.225), or None",
+        lambda x: x is None or _is_color(x, math.ulp(0)),
+    ),
     "pp.area_range": Values(
         "two numbers, the smaller one first, above 0 and at most 1",
         lambda x: _is_range(x, 1),
@@ -166,7 +200,7 @@ KEYS = {
     "evals.*.split": SPLIT,
     "evals.*.label_key": TEXT.or_none(),
     "evals.*.evaluation": _one_of(*EVALUATIONS).or_none(),
-    "evals.*.resize": _whole(0),
+    "evals.*.resize": _size(1).or_zero(),
     "evals.*.every": _whole(0),
     "evals.*.train_split": SPLIT,
     "evals.*.shots": Values(

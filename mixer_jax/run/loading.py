@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.sizes import Size, as_size, in_proportion, size_text
 from mixer_jax.data.splits import choose_splits
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import ConfigError
@@ -24,9 +26,11 @@ from mixer_jax.run.paths import resolved
 from mixer_jax.run.resolution import adapt_model
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
+from mixer_jax.variants import count_patches
 from mixer_jax.weights.class_names import read_class_names
 from mixer_jax.weights.layout import (
     CheckpointError,
+    MixerSizes,
     check_params,
     infer_sizes,
     shapes_of,
@@ -75,7 +79,7 @@ def load_model(
     *,
     gelu: str | None = None,
     class_names: str | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     resolution: str = "interpolate",
 ) -> LoadedModel:
     """Loads a model with all that is known of its use.
@@ -89,7 +93,8 @@ def load_model(
       class_names: "imagenet1k", or a file with one name a line or a JSON list of them,
         to be used instead of the source's. A run has those of its dataset, a published
         file of 1000 classes those of ImageNet-1k, and other files none.
-      image_size: side of the images in pixels, if not what the model is for.
+      image_size: (height, width) of the images in pixels, or one number for both, if
+        not what the model is for.
       resolution: how the parameters are adapted to `image_size`; see
         `mixer_jax.weights.resolution`.
 
@@ -101,28 +106,32 @@ def load_model(
 
     Raises:
       OSError: there is no such file, or it cannot be fetched.
-      CheckpointError: the parameters are damaged or of another model; the file is not
-        for square images; there are more or fewer names than classes; or the parameters
-        cannot be adapted to `image_size`.
+      CheckpointError: the parameters are damaged or of another model; a file is not
+        for square images, and `image_size` is not the size that it is for; there are
+        more or fewer names than classes; or the parameters cannot be adapted to
+        `image_size`.
     """
     text = os.fspath(name_or_path)
     path = pathlib.Path(text).expanduser()
     if path.is_dir():
         loaded = _load_workdir(path)
     elif path.suffix == ".safetensors":
-        loaded = _from_params(load_timm(path), text, gelu=timm_gelu(path))
+        loaded = _from_params(load_timm(path), text, image_size, gelu=timm_gelu(path))
     else:
-        loaded = _from_params(load_checkpoint(text), without_secrets(text))
+        where = without_secrets(text)
+        loaded = _from_params(load_checkpoint(text), where, image_size)
         if name := published_name(text):
-            size = loaded.transform.crop
-            transform = EvalTransform(size, "resize_small_then_central_crop", 256)
+            transform = EvalTransform(
+                loaded.transform.crop, "resize_small_then_central_crop"
+            )
             names = imagenet_names() if loaded.model.num_classes == 1000 else None
             model = loaded.model.clone(model_name=name)
             loaded = dataclasses.replace(
                 loaded, model=model, transform=transform, class_names=names
             )
-    if image_size not in (None, loaded.transform.crop):
-        loaded = _at_image_size(loaded, image_size, resolution, without_secrets(text))
+    if image_size is not None and as_size(image_size) != loaded.transform.crop:
+        size, where = as_size(image_size), without_secrets(text)
+        loaded = _at_image_size(loaded, size, resolution, where)
     if gelu:
         loaded = dataclasses.replace(loaded, model=loaded.model.clone(gelu=gelu))
     if class_names:
@@ -187,7 +196,7 @@ def open_test_split(
 
 
 def _at_image_size(
-    loaded: LoadedModel, size: int, resolution: str, where: str
+    loaded: LoadedModel, size: Size, resolution: str, where: str
 ) -> LoadedModel:
     old = loaded.transform
     if old.permute:
@@ -195,23 +204,41 @@ def _at_image_size(
             f"{where}: the run permuted the pixels of its images (pp.permute), and for "
             "another size of images the permutation would be another."
         )
-    sizes = ((old.crop, old.crop), (size, size))
+    sizes = (old.crop, size)
     model, params = adapt_model(loaded.model, loaded.params, sizes, resolution, where)
-    resize = round(old.resize * size / old.crop)
+    resize = in_proportion(old.resize, old.crop, size)
     transform = dataclasses.replace(old, crop=size, resize=resize)
     return dataclasses.replace(loaded, model=model, params=params, transform=transform)
 
 
-def _from_params(params: dict[str, Any], where: str, **fields: Any) -> LoadedModel:
+def _from_params(
+    params: dict[str, Any],
+    where: str,
+    image_size: int | Size | None = None,
+    **fields: Any,
+) -> LoadedModel:
     sizes = infer_sizes(shapes_of(params), where)
-    height, width = sizes.image_size or (0, 1)
-    if height != width:
-        raise CheckpointError(
-            f"{where} is for {sizes.num_tokens} tokens of {sizes.variant.patches.size} "
-            "pixels, which make no square image; the transforms make square ones only. "
-            "Use mixer_jax.load_checkpoint, and make the images yourself."
-        )
-    return LoadedModel(sizes.create_model(**fields), params, EvalTransform(height))
+    size = sizes.image_size or _check_tokens(sizes, image_size, where)
+    return LoadedModel(sizes.create_model(**fields), params, EvalTransform(size))
+
+
+def _check_tokens(sizes: MixerSizes, image_size: int | Size | None, where: str) -> Size:
+    """Returns `image_size` if images of that size have as many tokens as the file."""
+    patch, message = sizes.variant.patches.size, ""
+    if image_size is not None:
+        size = as_size(image_size)
+        try:
+            tokens = math.prod(count_patches(size, patch))
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        if tokens == sizes.num_tokens:
+            return size
+        message = f" Images of {size_text(size)} pixels have {tokens}."
+    raise CheckpointError(
+        f"{where} is for {sizes.num_tokens} tokens of {size_text(patch)} pixels, which "
+        f"make no square image.{message} Give the size of the images that it is for, "
+        "as in --image-size 320x224 (height x width)."
+    )
 
 
 class Run(NamedTuple):
@@ -294,15 +321,18 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
         model = model.clone(dtype="bfloat16" if is_tpu else "float32")
     model = model.clone(remat="none", scan_blocks=False)  # these are for training
     pp = config["pp"]
-    image_shape = (pp["crop"], pp["crop"], 3)
-    check_params(params, model, image_shape, f"{workdir} does not fit its config.json")
+    color = {x: pp[x] for x in ("mean", "std") if pp.get(x) is not None}
     transform = EvalTransform(
         pp["crop"],
         pp["evaluation"],
         pp["resize"],
         pp["transfer"],
         create_permute(pp.get("permute"), model.patches.size),
+        pp.get("interpolation"),
+        **color,
     )
+    image_shape = (*transform.crop, 3)
+    check_params(params, model, image_shape, f"{workdir} does not fit its config.json")
     return LoadedModel(
         model, params, transform, class_names, config, multilabel, fingerprint
     )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from mixer_jax.data.sizes import as_size
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import (
     Config,
@@ -17,6 +18,7 @@ from mixer_jax.run.config import (
     check_config,
     check_devices,
     for_platform,
+    normalization,
 )
 from mixer_jax.run.model import build_model
 from mixer_jax.training import sharding
@@ -111,11 +113,12 @@ def build_program(
         lr_multipliers=config.lr_multipliers,
     )
     loss_fn = LOSSES[config.loss]
+    mean, std = normalization(config)
     init = functools.partial(
         init_state,
         model,
         tx,
-        image_shape=(config.pp.crop, config.pp.crop, 3),
+        image_shape=(*as_size(config.pp.crop), 3),
         head_bias_init=config.head_bias_init,
     )
     try:
@@ -134,6 +137,8 @@ def build_program(
         label_smoothing=config.label_smoothing,
         mixup_p=config.mixup_p,
         sam_rho=config.sam_rho,
+        mean=mean,
+        std=std,
     )
 
     def jit_on_params(step: Callable[..., Any]) -> Any:
@@ -152,8 +157,10 @@ def build_program(
             donate_argnums=0,
             compiler_options=sharding.compiler_options(mesh),
         ),
-        eval_step=jit_on_params(make_eval_step(model, loss_fn, multilabel=multilabel)),
-        feature_step=jit_on_params(make_feature_step(model)),
+        eval_step=jit_on_params(
+            make_eval_step(model, loss_fn, multilabel=multilabel, mean=mean, std=std)
+        ),
+        feature_step=jit_on_params(make_feature_step(model, mean=mean, std=std)),
         abstract_state=jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             abstract_state,
@@ -177,8 +184,7 @@ def log_program(config: Config, program: Program, mesh: Mesh, start_step: int) -
         "model    %s: %s parameters, %d x %d pixels",
         config.model.model_name,
         f"{count:,}",
-        config.pp.crop,
-        config.pp.crop,
+        *as_size(config.pp.crop),
     )
     logger.info(
         "run      %s steps of %d images in %s on %d x %s%s",

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from mixer_jax.data.sizes import Size, as_size
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config
 from mixer_jax.run.workdir import recorded_config
@@ -14,8 +15,6 @@ from mixer_jax.weights.layout import CheckpointError, shapes_of_model
 from mixer_jax.weights.npz import read_shapes
 from mixer_jax.weights.published import find_checkpoint
 from mixer_jax.weights.resolution import adapt
-
-Size = tuple[int, int]  # height and width in pixels
 
 
 def adapt_model(
@@ -70,7 +69,7 @@ def set_token_units(
       OSError: the file of pretrained_dir is not there, or cannot be fetched.
       CheckpointError: it is damaged.
     """
-    fields, crop, note = config.model, config.pp.crop, ""
+    fields, crop, note = config.model, as_size(config.pp.crop), ""
     if config.resolution != "block_diagonal" or not config.pretrained_dir:
         return config, ""
     recorded = recorded_config(pathlib.Path(workdir).expanduser())
@@ -80,13 +79,14 @@ def set_token_units(
         kernel = read_shapes(path).get("MixerBlock_0/token_mixing/Dense_0/kernel")
         if not kernel or given != kernel[-1]:
             return config, ""
-        new_tokens = math.prod(count_patches((crop, crop), fields.patches.size))
+        new_tokens = math.prod(count_patches(crop, fields.patches.size))
         tiles, rest = divmod(new_tokens, kernel[0])
         if tiles == 1 or rest:
             return config, ""
         units = tiles * given
         note = (
-            f"model.tokens_mlp_dim is now {units}, not {given}: for pp.crop={crop}, "
+            f"model.tokens_mlp_dim is now {units}, not {given}: for pp.crop="
+            f"{config.pp.crop}, "
             f"block_diagonal makes it {tiles} times as large"
         )
     config = config.copy_and_resolve_references()

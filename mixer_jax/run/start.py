@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mixer_jax.data.sizes import as_size
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.loading import read_run, read_run_params
@@ -70,7 +71,7 @@ def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
     run = read_run(workdir)
     old, new = (
         FIELD_DEFAULTS
-        | flatten({"model": values["model"], "pp.crop": values["pp"]["crop"]})
+        | flatten({"model": values["model"], "pp.crop": as_size(values["pp"]["crop"])})
         for values in (run.config, json.loads(config.to_json()))
     )
     lines = [
@@ -112,8 +113,8 @@ def initial_state(
         path = first_process_first(
             find_checkpoint, config.pretrained_dir, config.model.model_name
         )
-        crop = config.pp.crop
-        grid = count_patches((crop, crop), program.model.patches.size)
+        size = as_size(config.pp.crop)
+        grid = count_patches(size, program.model.patches.size)
         params = load_pretrained(path, state.params, config.resolution, grid)
         logger.info("start    from %s, with a new head", path)
     else:
@@ -185,7 +186,7 @@ def _params_of_run(
 
 def _class_axes(config: Config, model: MlpMixer, num_classes: int) -> dict[str, int]:
     """Returns, for parameters that have one, the axis of the classes."""
-    image_shape = (config.pp.crop, config.pp.crop, 3)
+    image_shape = (*as_size(config.pp.crop), 3)
     shapes, larger = (
         shapes_of_model(model.clone(num_classes=n), image_shape)
         for n in (num_classes, num_classes + 1)

@@ -42,6 +42,9 @@ ADDED_KEYS: dict[str, Any] = {
     "init_from": None,
     "label_key": None,
     "resolution": "error",
+    "pp.interpolation": None,
+    "pp.mean": None,
+    "pp.std": None,
 }
 
 # In config.json: the paths that are absolute there, as they were typed.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from mixer_jax.data.preprocess import scale
+from mixer_jax.data.preprocess import HALF, Color, scale
 from mixer_jax.model import MlpMixer
 from mixer_jax.training.losses import smooth_labels
 from mixer_jax.training.mixup import mixup
@@ -58,18 +58,19 @@ def init_state(
 
 
 def make_loss_and_grads(
-    model: MlpMixer, loss_fn: LossFn
+    model: MlpMixer, loss_fn: LossFn, *, mean: Color = HALF, std: Color = HALF
 ) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]:
     """Returns the function that computes a batch's mean loss and its gradient.
 
     It maps parameters, a batch of `image` and `label`, and the key for dropout and
-    stochastic depth to the loss [] and the tree of gradients.
+    stochastic depth to the loss [] and the tree of gradients. For `mean` and `std` see
+    `to_model_input`.
     """
 
     def mean_loss(params: Any, batch: Batch, rng: jax.Array) -> jax.Array:
         logits: Any = model.apply(
             {"params": params},
-            to_model_input(batch["image"]),
+            to_model_input(batch["image"], mean, std),
             train=True,
             rngs={"dropout": rng},
         )
@@ -88,6 +89,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     mixup_p: float = 0.0,
     sam_rho: float = 0.0,
+    mean: Color = HALF,
+    std: Color = HALF,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update.
 
@@ -103,13 +106,15 @@ def make_train_step(
       sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
         (sharpness-aware minimization, https://arxiv.org/abs/2010.01412, equation 2);
         0 for none.
+      mean: see `to_model_input`.
+      std: see `to_model_input`.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
       returns the next state and the metrics `loss`, `grad_norm` (before clipping),
       `param_norm` (before the update) and `learning_rate`.
     """
-    loss_and_grads_of_slice = make_loss_and_grads(model, loss_fn)
+    loss_and_grads_of_slice = make_loss_and_grads(model, loss_fn, mean=mean, std=std)
 
     def augment(batch: Batch, rng: jax.Array) -> Batch:
         images, labels = batch["image"], batch["label"]
@@ -119,7 +124,8 @@ def make_train_step(
                 labels = jax.nn.one_hot(labels, model.num_classes)
             labels = smooth_labels(labels, label_smoothing)
         if mixup_p:
-            images, labels = mixup(rng, to_model_input(images), labels, mixup_p)
+            images = to_model_input(images, mean, std)
+            images, labels = mixup(rng, images, labels, mixup_p)
         return {"image": images, "label": labels}
 
     def loss_and_grads(
@@ -173,6 +179,8 @@ def make_eval_step(
     *,
     multilabel: bool = False,
     report: bool = False,
+    mean: Color = HALF,
+    std: Color = HALF,
 ) -> Callable[[Any, Batch], dict[str, Any]]:
     """Returns the function that scores one batch.
 
@@ -183,10 +191,12 @@ def make_eval_step(
     - `logits` [batch, num_classes], if `multilabel`: mean average precision compares
       all examples;
     - `prediction` int [batch], if `report`; see `predict_classes`.
+
+    For `mean` and `std` see `to_model_input`.
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
-        images = to_model_input(batch["image"])
+        images = to_model_input(batch["image"], mean, std)
         logits: Any = model.apply({"params": params}, images, train=False)
         scores: dict[str, Any] = {
             **sum_scores(logits, batch, loss_fn, multilabel=multilabel)
@@ -267,15 +277,17 @@ def predict_classes(logits: jax.Array) -> jax.Array:
     return jnp.where(is_nan, -1, jnp.argmax(logits, axis=-1))
 
 
-def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:
+def make_feature_step(
+    model: MlpMixer, *, mean: Color = HALF, std: Color = HALF
+) -> Callable[[Any, Batch], Batch]:
     """Returns the function that adds pre_logits, as `feature`, to a batch.
 
     It maps parameters and a batch with `image` to the batch with `feature`
-    [batch, hidden_dim] in its place.
+    [batch, hidden_dim] in its place. For `mean` and `std` see `to_model_input`.
     """
 
     def feature_step(params: Any, batch: Batch) -> Batch:
-        images = to_model_input(batch["image"])
+        images = to_model_input(batch["image"], mean, std)
         _, state = model.apply(
             {"params": params}, images, train=False, mutable=["intermediates"]
         )
@@ -285,6 +297,14 @@ def make_feature_step(model: MlpMixer) -> Callable[[Any, Batch], Batch]:
     return feature_step
 
 
-def to_model_input(images: jax.Array) -> jax.Array:
-    """Scales uint8 images to [-1, 1]; float32 images are scaled already."""
-    return scale(images) if images.dtype == jnp.uint8 else images
+def to_model_input(
+    images: jax.Array, mean: Color = HALF, std: Color = HALF
+) -> jax.Array:
+    """Scales uint8 images, to [-1, 1] by default; float32 images are scaled already.
+
+    Args:
+      images: [batch, height, width, 3].
+      mean: of red, green and blue, in units of [0, 1].
+      std: their standard deviations.
+    """
+    return scale(images, mean, std) if images.dtype == jnp.uint8 else images

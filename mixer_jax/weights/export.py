@@ -115,7 +115,7 @@ def export_onnx(
 
 
 def _image_shape(transform: EvalTransform) -> tuple[int, int, int]:
-    return transform.crop, transform.crop, 3
+    return *transform.crop, 3
 
 
 def _prepare(
@@ -137,7 +137,8 @@ def _prepare(
         model = model.clone(num_classes=None)  # it leaves the head's parameters alone
 
     def forward(images: jax.Array) -> Any:
-        return model.apply({"params": params}, scale(images), train=False)
+        inputs = scale(images, transform.mean, transform.std)
+        return model.apply({"params": params}, inputs, train=False)
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     width = jax.eval_shape(forward, images).shape[-1]
@@ -157,11 +158,9 @@ def _prepare(
             "shape": ["n", width],
         },
         "preprocessing": {
-            "evaluation": transform.evaluation,
-            "crop": transform.crop,
-            "resize": transform.resize,
+            **transform.as_dict(),
             "steps": f"{transform.steps}; round to uint8. "
-            "Scaling to [-1, 1] is in the model.",
+            "Mean and standard deviation are applied in the model.",
         },
         "class_names": (
             [printable(x) for x in class_names] if class_names and is_logits else None

@@ -51,21 +51,24 @@ class MixerSizes:
       num_tokens: patches S of an image.
       num_classes: classes of the head, None without one.
       image_channels: channels of an image.
+      grid: patches (down, across) of an image, if known.
     """
 
     variant: Variant
     num_tokens: int
     num_classes: int | None
     image_channels: int = 3
+    grid: tuple[int, int] | None = None
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels, if as many patches go down as across."""
+        """(height, width) in pixels, if the grid is known or can be square."""
         side = math.isqrt(self.num_tokens)
-        if side * side != self.num_tokens:
+        down, across = self.grid or (side, side)
+        if down * across != self.num_tokens:
             return None
         height, width = self.variant.patches.size
-        return side * height, side * width
+        return down * height, across * width
 
     def create_model(self, **overrides: Any) -> MlpMixer:
         """Returns the Mixer of these sizes; `overrides` are fields of MlpMixer."""
@@ -93,12 +96,14 @@ class MixerSizes:
 
 
 def sizes_of(
-    model: Variant | MlpMixer, num_classes: int | None, image_size: int = 224
+    model: Variant | MlpMixer,
+    num_classes: int | None,
+    image_size: tuple[int, int] = (224, 224),
 ) -> MixerSizes:
-    """Returns the sizes of a variant or a model for square images, in pixels a side."""
+    """Returns the sizes of a variant or a model for images of (height, width)."""
     fields = {x.name: getattr(model, x.name) for x in dataclasses.fields(Variant)}
-    grid = count_patches((image_size, image_size), model.patches.size)
-    return MixerSizes(Variant(**fields), math.prod(grid), num_classes)
+    grid = count_patches(image_size, model.patches.size)
+    return MixerSizes(Variant(**fields), math.prod(grid), num_classes, grid=grid)
 
 
 def infer_model(params: Mapping[str, Any], where: str = "The parameters") -> MixerSizes:

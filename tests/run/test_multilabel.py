@@ -163,7 +163,7 @@ def test_the_commands(run, table, mixer_jax, tmp_path):
     assert len(prediction["names"]) == 3
     assert found == {CLASSES[i] for i in image.label}
 
-    mixer_jax("plot", workdir, "--output", tmp_path / "p.png")
+    mixer_jax("plot", "runs", workdir, "--output", tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
     mixer_jax("export", workdir, tmp_path / "m.stablehlo")
     about = json.loads((tmp_path / "m.stablehlo.json").read_text())

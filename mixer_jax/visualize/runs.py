@@ -1,24 +1,18 @@
-"""Figures: what the model will see, and how runs went."""
+"""How runs went: their metrics by step."""
 
 import itertools
 import json
-import logging
 import os
 import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from mixer_jax.visualize.show import plain, shortened
 
-from mixer_jax.data.dataset import NO_LABEL, Source
-from mixer_jax.data.decode import ImageError
-from mixer_jax.data.names import printable
-from mixer_jax.data.preprocess import EvalTransform, TrainTransform
-from mixer_jax.files import replace_when_whole
-
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The panels of a figure of runs, in their order, each with its title. A metric has its
 # own, but those of few-shot probes, such as 5shot, share one.
@@ -38,74 +32,14 @@ MARKERS = "osD^vP*X"  # one for each number of shots
 LINE_STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
 
 
-def draw_preview(
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-    train_source: Source,
-    test_source: Source,
-    train_transform: TrainTransform,
-    eval_transform: EvalTransform,
-    class_names: Sequence[str],
-    seed: int = 0,
-    num_rows: int = 6,
-) -> None:
-    """Draws what the model will see, with labels, as a PNG file.
-
-    Args:
-      path: of the file.
-      title: of the figure.
-      train_source: each row on the left is one of its images, augmented four times.
-      test_source: on the right are three of its images a row.
-      train_transform: see `mixer_jax.data.preprocess`.
-      eval_transform: see `mixer_jax.data.preprocess`.
-      class_names: of the labels.
-      seed: of the choice of images and of their augmentation.
-      num_rows: as many as there are images for, at most.
-    """
-    from matplotlib.figure import Figure  # over a second to import
-
-    rng = np.random.default_rng(seed)
-    augmented = [
-        (labels, train_transform(image, rng))
-        for labels, image in _choose(train_source, num_rows, rng)
-        for _ in range(4)
-    ]
-    tested = [
-        (labels, eval_transform(image))
-        for labels, image in _choose(test_source, 3 * num_rows, rng)
-    ]
-    rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
-    figure = Figure((13, 0.9 + 1.95 * rows), layout="constrained")
-    figure.suptitle(_plain(title))
-    parts: Any = figure.subfigures(1, 2, width_ratios=(4, 3), wspace=0.04)
-    for part, images, columns, heading in (
-        (parts[0], augmented, 4, "training: four augmentations of each image"),
-        (parts[1], tested, 3, "test"),
-    ):
-        part.suptitle(heading, color="dimgray")
-        grid = list(part.subplots(rows, columns, squeeze=False).flat)
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, (labels, image) in zip(grid, images, strict=False):
-            axes.imshow(_displayable(image), interpolation="nearest")
-            name = ", ".join(class_names[label] for label in labels)
-            axes.set_title(_plain(_shortened(name or NO_LABEL, 22)), size=9)
-    with replace_when_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-
-
-def draw_runs(
-    path: str | os.PathLike[str], workdirs: Sequence[str | os.PathLike[str]]
-) -> None:
-    """Draws the metrics of runs by step as a PNG file: a panel a metric.
+def draw_runs(workdirs: Sequence[str | os.PathLike[str]]) -> "Figure":
+    """Draws the metrics of runs by step: a panel a metric.
 
     A color stands for a run, which is named after its folder, and a kind of line for
     what it was measured on, such as train or test. In the panel of few-shot accuracies
     a marker stands for the number of shots. A run may still be going on.
 
     Args:
-      path: of the file.
       workdirs: of the runs.
 
     Raises:
@@ -120,7 +54,7 @@ def draw_runs(
     folders = [pathlib.Path(workdir).resolve() for workdir in workdirs]
     same_names = Counter(folder.name for folder in folders)
     runs = {
-        _plain(folder.name if same_names[folder.name] == 1 else folder): read_metrics(
+        plain(folder.name if same_names[folder.name] == 1 else folder): read_metrics(
             folder
         )
         for folder in folders
@@ -202,36 +136,12 @@ def draw_runs(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), fitting)
     )
-    with replace_when_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+    return figure
 
 
 def _panel(metric: str) -> str:
     """Returns the key of the panel of a metric: all few-shot accuracies share one."""
     return "shot" if re.fullmatch(r"\d+shot", metric) else metric
-
-
-def plot_confusion_matrix(
-    path: str | os.PathLike[str], matrix: np.ndarray, class_names: Sequence[str]
-) -> None:
-    """Draws int [classes, classes], by label and prediction, as a PNG file."""
-    from matplotlib.figure import Figure  # over a second to import
-
-    n = len(class_names)
-    side = 2.5 + 0.35 * n
-    axes = (figure := Figure((side, side), layout="constrained")).add_subplot()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [_plain(name) for name in class_names]
-    axes.set_xticks(range(n), names, rotation=90)
-    axes.set_yticks(range(n), names)
-    axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        number = str(matrix[row, column])
-        axes.text(column, row, number, ha="center", va="center", color=color, size=7)
-    with replace_when_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
 
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]
@@ -258,7 +168,7 @@ def read_metrics(workdir: pathlib.Path) -> Curves:
             step = int(row["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {i}: found {_shortened(line.strip(), 60)!r}. Expected "
+                f"{path}, line {i}: found {shortened(line.strip(), 60)!r}. Expected "
                 'a JSON object with a "step".'
             ) from error
         for name, value in row.items():
@@ -266,41 +176,3 @@ def read_metrics(workdir: pathlib.Path) -> Curves:
                 split, _, metric = name.rpartition("/")
                 curves.setdefault((split, metric), []).append((step, value))
     return curves
-
-
-def _choose(
-    source: Source, count: int, rng: np.random.Generator
-) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Draws images and their labels at random, of as many classes as possible."""
-    size = min(len(source), 20 * count)
-    drawn = [source[int(i)] for i in rng.choice(len(source), size, replace=False)]
-    seen: Counter[tuple[int, ...]] = Counter()
-    ranks = []
-    for example in drawn:
-        ranks.append(seen[example.labels])
-        seen[example.labels] += 1
-    chosen: list[tuple[tuple[int, ...], np.ndarray]] = []
-    for i in np.argsort(ranks, kind="stable"):
-        if len(chosen) == count:
-            break
-        try:
-            chosen.append((drawn[i].labels, drawn[i].pixels()))
-        except ImageError as error:
-            logger.warning("skipping %s: %s", printable(drawn[i].name), error)
-    return sorted(chosen, key=lambda x: x[0])
-
-
-def _displayable(image: np.ndarray) -> np.ndarray:
-    """Makes uint8 of what crosses to the device."""
-    if image.dtype == np.uint8:
-        return image
-    return np.rint(image * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _plain(text: object) -> str:
-    """Returns a name that Matplotlib shows as it is: it reads $x$ as mathematics."""
-    return printable(text).replace("$", r"\$")

@@ -1,0 +1,26 @@
+"""What names and images look like in every figure."""
+
+import numpy as np
+
+from mixer_jax.data.names import printable
+
+# Colour maps that colour-blind people can read. Zero is white in the diverging one.
+DIVERGING = "RdBu_r"
+SEQUENTIAL = "cividis"
+
+
+def plain(text: object) -> str:
+    """Returns a name that Matplotlib shows as it is: it reads $x$ as mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
+def shortened(text: str, length: int) -> str:
+    """Cuts what is longer than `length`, and says so by an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def displayable(image: np.ndarray) -> np.ndarray:
+    """Makes uint8 of what crosses to the device."""
+    if image.dtype == np.uint8:
+        return image
+    return np.rint(image * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
