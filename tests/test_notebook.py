@@ -76,7 +76,8 @@ assert run("c") == first
         'assert await asyncio.to_thread(run, "d") == first',
         "assert not log.handlers and log.propagate",
     ]
-    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     execute(notebook, tmp_path, secs=300)
     assert "step 12/12" in printed(notebook.cells[1])
     assert "This run is finished" in printed(notebook.cells[3])
