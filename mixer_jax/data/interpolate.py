@@ -1,5 +1,6 @@
 """Resizing images, in each way as one library does it."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +15,16 @@ cv2.setNumThreads(0)  # the pipeline already reads several images at once
 
 Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
+# Along one axis, which pixels of the source make an output pixel: of (length, size,
+# start, count), the lengths of source and output, and the first and the number of the
+# output pixels that are wanted. Positions int [n, count], and weights [n, count].
+Taps = Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
+
+# An enlarged image of more pixels is not made if only a window of it is wanted.
+MAX_PIXELS = 2**18
+
+_PIL_BITS = 22  # of the fraction of PIL's weights, which are whole numbers
+
 
 class Interpolation(NamedTuple):
     """A way to resize an image.
@@ -21,56 +32,15 @@ class Interpolation(NamedTuple):
     Attributes:
       resize: makes float32 [*size, 3], from 0 to 255, of (image, size): uint8 [h, w, 3]
         and (height, width).
+      taps: what `resize` does when it enlarges.
+      round_sum: what is done to the sums of pixels and weights, along one axis.
       equals: the library that gives the same pixels.
     """
 
     resize: Callable[[np.ndarray, Size], np.ndarray]
+    taps: Taps
+    round_sum: Callable[[np.ndarray], np.ndarray]
     equals: str
-
-
-def _opencv(method: int) -> Callable[[np.ndarray, Size], np.ndarray]:
-    def resize(image: np.ndarray, size: Size) -> np.ndarray:
-        resized = cv2.resize(image.astype(np.float32), size[::-1], interpolation=method)
-        return resized.clip(0, 255) if method == cv2.INTER_CUBIC else resized
-
-    return resize
-
-
-def _pillow(method: Image.Resampling) -> Callable[[np.ndarray, Size], np.ndarray]:
-    def resize(image: np.ndarray, size: Size) -> np.ndarray:
-        resized = Image.fromarray(image).resize(size[::-1], method)
-        return np.asarray(resized, np.float32)
-
-    return resize
-
-
-def _area(image: np.ndarray, size: Size) -> np.ndarray:
-    # OpenCV averages areas only when it shrinks an image.
-    for axis in (0, 1):
-        factor = -(-size[axis] // image.shape[axis])
-        if factor > 1:
-            image = image.repeat(factor, axis)
-    return _opencv(cv2.INTER_AREA)(image, size)
-
-
-# The choices for pp.interpolation. Those of PIL are antialiased and give whole numbers.
-INTERPOLATIONS = {
-    "bilinear": Interpolation(
-        _opencv(cv2.INTER_LINEAR),
-        "TensorFlow's tf.image.resize, bilinear with antialias=False, and OpenCV",
-    ),
-    "bicubic": Interpolation(
-        _opencv(cv2.INTER_CUBIC),
-        "PyTorch's interpolate, bicubic with antialias=False, and OpenCV",
-    ),
-    "area": Interpolation(_area, "TensorFlow's tf.image.resize, area"),
-    "pil_bilinear": Interpolation(
-        _pillow(Image.Resampling.BILINEAR), "PIL's resize, bilinear, on uint8"
-    ),
-    "pil_bicubic": Interpolation(
-        _pillow(Image.Resampling.BICUBIC), "PIL's resize, bicubic, on uint8"
-    ),
-}
 
 
 def resample(
@@ -87,44 +57,55 @@ def resample(
     Returns:
       float32 [height, width, 3] of the window, from 0 to 255.
     """
-    top, left, height, width = window or (0, 0, *size)
-    if interpolation == "area" and min(np.divide(size, image.shape[:2])) > 1:
-        # Only the window, since the rest may not fit in memory: a 1 x 40,000 image
-        # whose short side becomes 256 has ten million columns.
-        return _enlarged_window(image, size, (top, left, height, width))
-    resized = INTERPOLATIONS[interpolation].resize(image, size)
-    return resized[top : top + height, left : left + width]
+    way = INTERPOLATIONS[interpolation]
+    if window is None:
+        return way.resize(image, size)
+    is_enlarged = size[0] > image.shape[0] and size[1] > image.shape[1]
+    if is_enlarged and math.prod(size) > MAX_PIXELS:
+        return _enlarged_window(image, size, window, way)
+    top, left, height, width = window
+    return way.resize(image, size)[top : top + height, left : left + width]
 
 
-def _enlarged_window(image: np.ndarray, size: Size, window: Window) -> np.ndarray:
-    """Returns a window of an image that is enlarged by area.
+def _enlarged_window(
+    image: np.ndarray, size: Size, window: Window, way: Interpolation
+) -> np.ndarray:
+    """Returns a window of an enlarged image.
 
-    This gives, to the bit, what OpenCV makes of an image in which each pixel is
-    repeated in both directions so that it must be shrunk.
+    Only the window is computed, since the rest may not fit in memory: a 1 x 40,000
+    image whose short side becomes 256 has ten million columns.
     """
     top, left, height, width = window
-    rows, row_weights = _area_weights(image.shape[0], size[0], top, height)
-    columns, column_weights = _area_weights(image.shape[1], size[1], left, width)
-    strip = image[rows.min() : rows.max() + 1].astype(np.float32)
-    strip = np.einsum("hnwc,nw->hwc", strip.take(columns, axis=1), column_weights)
-    strip = strip.take(rows - rows.min(), axis=0)
-    return np.einsum("nhwc,nh->hwc", strip, row_weights)
+    rows, row_weights = way.taps(image.shape[0], size[0], top, height)
+    columns, column_weights = way.taps(image.shape[1], size[1], left, width)
+    strip = image[rows.min() : rows.max() + 1].take(columns, axis=1)
+    strip = strip.astype(row_weights.dtype)
+    strip = np.einsum("hnwc,nw->hwc", strip, column_weights)
+    strip = way.round_sum(strip).take(rows - rows.min(), axis=0)
+    strip = way.round_sum(np.einsum("nhwc,nh->hwc", strip, row_weights))
+    return strip.astype(np.float32).clip(0, 255)
 
 
-def _area_weights(
+def _opencv(image: np.ndarray, size: Size, method: int) -> np.ndarray:
+    resized = cv2.resize(image.astype(np.float32), size[::-1], interpolation=method)
+    return resized.clip(0, 255) if method == cv2.INTER_CUBIC else resized
+
+
+def _area(image: np.ndarray, size: Size) -> np.ndarray:
+    # OpenCV averages areas only when it shrinks an image.
+    for axis in (0, 1):
+        factor = math.ceil(size[axis] / image.shape[axis])
+        image = image.repeat(factor, axis) if factor > 1 else image
+    return _opencv(image, size, cv2.INTER_AREA)
+
+
+def _pillow(image: np.ndarray, size: Size, method: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], method), np.float32)
+
+
+def _area_taps(
     length: int, size: int, start: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which pixels an output pixel is the mean of, along one axis.
-
-    Args:
-      length: of the source in pixels.
-      size: of the whole output in pixels, at least `length`.
-      start: the first output pixel wanted.
-      count: the number of output pixels wanted.
-
-    Returns:
-      Their positions in the source, int [n, count], and weights, float32 [n, count].
-    """
     factor = math.ceil(size / length)  # how often each pixel is repeated
     scale = length * factor / size
     begin = np.arange(start, start + count) * scale
@@ -135,3 +116,70 @@ def _area_weights(
     used = overlap.any(axis=1)  # with a scale of 1, one cell
     positions = np.minimum(cells[used], length * factor - 1).astype(int) // factor
     return positions, (overlap[used] / scale).astype(np.float32)
+
+
+def _kernel_taps(
+    length: int, size: int, start: int, count: int, a: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the taps of the cubic kernel with the parameter `a`; None for linear."""
+    centres = (np.arange(start, start + count) + 0.5) * (length / size) - 0.5
+    offsets = np.arange(0, 2) if a is None else np.arange(-1, 3)
+    positions = np.floor(centres).astype(int) + offsets[:, None]
+    x = np.abs(positions - centres)
+    if a is None:
+        return positions, 1 - x
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    return positions, np.where(x < 1, near, (((x - 5) * x + 8) * x - 4) * a)
+
+
+def _opencv_taps(
+    length: int, size: int, start: int, count: int, a: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    positions, weights = _kernel_taps(length, size, start, count, a)
+    return positions.clip(0, length - 1), weights.astype(np.float32)
+
+
+def _pillow_taps(
+    length: int, size: int, start: int, count: int, a: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    positions, weights = _kernel_taps(length, size, start, count, a)
+    inside = positions.clip(0, length - 1)
+    weights = np.where(positions == inside, weights, 0)
+    weights = weights / weights.sum(0) * 2**_PIL_BITS
+    return inside, np.trunc(weights + np.copysign(0.5, weights))
+
+
+def _pillow_round(sums: np.ndarray) -> np.ndarray:
+    return np.floor(sums / 2**_PIL_BITS + 0.5).clip(0, 255)
+
+
+# The choices for pp.interpolation. Those of PIL are antialiased and give whole numbers.
+INTERPOLATIONS = {
+    "bilinear": Interpolation(
+        functools.partial(_opencv, method=cv2.INTER_LINEAR),
+        functools.partial(_opencv_taps, a=None),
+        lambda sums: sums,
+        "TensorFlow's tf.image.resize, bilinear with antialias=False, and OpenCV",
+    ),
+    "bicubic": Interpolation(
+        functools.partial(_opencv, method=cv2.INTER_CUBIC),
+        functools.partial(_opencv_taps, a=-0.75),
+        lambda sums: sums,
+        "PyTorch's interpolate, bicubic with antialias=False, and OpenCV",
+    ),
+    "area": Interpolation(
+        _area, _area_taps, lambda sums: sums, "TensorFlow's tf.image.resize, area"
+    ),
+    "pil_bilinear": Interpolation(
+        functools.partial(_pillow, method=Image.Resampling.BILINEAR),
+        functools.partial(_pillow_taps, a=None),
+        _pillow_round,
+        "PIL's resize, bilinear, of uint8",
+    ),
+    "pil_bicubic": Interpolation(
+        functools.partial(_pillow, method=Image.Resampling.BICUBIC),
+        functools.partial(_pillow_taps, a=-0.5),
+        _pillow_round,
+        "PIL's resize, bicubic, of uint8",
+    ),
+}

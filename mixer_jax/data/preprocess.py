@@ -245,7 +245,8 @@ def _resize(image: np.ndarray, crop: Size, _: Size, resample: Resample) -> np.nd
 def _resize_then_central_crop(
     image: np.ndarray, crop: Size, resize: Size, resample: Resample
 ) -> np.ndarray:
-    return resample(image, resize, window=_central_window(resize, crop))
+    top, left, height, width = _central_window(resize, crop)
+    return resample(image, resize)[top : top + height, left : left + width]
 
 
 def _resize_small_then_central_crop(
@@ -262,10 +263,11 @@ def _torchvision(
     image: np.ndarray, crop: Size, resize: Size, resample: Resample
 ) -> np.ndarray:
     old = image.shape[:2]
-    # The side that is hit exactly; for a square resize, the short one.
-    exact = int(resize[1] * old[0] > resize[0] * old[1])
-    size = [int(resize[exact] * side / old[exact]) for side in old]
-    size[exact] = resize[exact]
+    if resize[0] == resize[1]:
+        size = [int(resize[0] * side / min(old)) for side in old]
+    else:  # torchvision knows the short side only; this is timm's
+        ratio = min(a / b for a, b in zip(old, resize, strict=True))
+        size = [round(side / ratio) for side in old]
     top, left = (round((a - b) / 2) for a, b in zip(size, crop, strict=True))
     return np.rint(resample(image, tuple(size), window=(top, left, *crop)))
 

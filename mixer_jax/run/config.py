@@ -148,8 +148,9 @@ def evals(config: Config) -> dict[str, Config]:
         specs[name] = spec.copy_and_resolve_references()
         if not spec.dataset:
             specs[name].label_key = spec.label_key or config.label_key
-        for key, value in defaults.items():
-            specs[name][key] = spec[key] or value
+        with specs[name].ignore_type():  # one number, or two
+            for key, value in defaults.items():
+                specs[name][key] = spec[key] or value
     return specs
 
 

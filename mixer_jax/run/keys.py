@@ -93,7 +93,10 @@ def _whole(low: int) -> Values:
 
 
 def _size(low: int) -> Values:
-    expected = f"a whole number, at least {low}, or two, such as (320,224)"
+    expected = (
+        f"a whole number, at least {low}, or two for height and width, such as "
+        "(320,224)"
+    )
     return Values(expected, lambda x: _is_size(x, low))
 
 

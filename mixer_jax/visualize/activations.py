@@ -52,13 +52,14 @@ def unit_activations(
       ValueError: there are no images.
     """
     path = tuple(UNITS.format(block).split("/")[:-1])
+    transform = loaded.transform
     params = jax.device_put(loaded.params)
 
     @jax.jit
     def activate(images: jax.Array) -> jax.Array:
         _, state = loaded.model.apply(
             {"params": params},
-            to_model_input(images),
+            to_model_input(images, transform.mean, transform.std),
             train=False,
             capture_intermediates=lambda module, _: module.path == path,
             mutable="intermediates",
@@ -70,11 +71,11 @@ def unit_activations(
     (of_image,) = np.asarray(activate(jnp.asarray(image)[None]))
     others: list[np.ndarray] = []
     rows: list[np.ndarray] = []
-    transformed = map(loaded.transform, images)
+    transformed = map(transform, images)
     while batch := list(itertools.islice(transformed, BATCH)):
         blanks = [batch[0]] * (BATCH - len(batch))  # so that one program is compiled
         rows.append(np.asarray(activate(np.stack(batch + blanks)))[: len(batch)])
-        others += map(displayable, batch)
+        others += [displayable(x, transform) for x in batch]
     if not others:
         raise ValueError("There are no images to compare with.")
     return Activations(of_image, np.concatenate(rows), np.stack(others))

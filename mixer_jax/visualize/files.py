@@ -29,7 +29,7 @@ def check_figure_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG or SVG, by the ending of `path`.
 
-    The same figure gives the same file: neither a date nor random names are in it.
+    A figure that is drawn again gives the same file: it holds no date or random name.
 
     Raises:
       FileError: `path` has another ending, or is a URL.

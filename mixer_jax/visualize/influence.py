@@ -1,5 +1,6 @@
 """What the output tokens of a block draw from its input tokens."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,25 +46,40 @@ def capture_block(loaded: LoadedModel, image: np.ndarray, block: int) -> Block:
       CheckpointError: the model calls no module of that name.
     """
     name = f"MixerBlock_{block}"
-    found: list[Block] = []
+    found: dict[str, Any] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         bound = context.module
         if bound.name == name and context.method_name == "__call__" and not found:
-            module, (x, *others) = bound.clone(parent=None), args
-
-            def function(variables: Any, x: jax.Array) -> jax.Array:
-                return module.apply(variables, x[None], *others, **kwargs)[0]
-
-            found.append(Block(function, bound.variables, x[0]))
+            leaves, structure = jax.tree.flatten((args, kwargs))
+            is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
+            found["call"] = (bound.clone(parent=None), leaves, structure, is_array)
+            found["variables"] = bound.variables
         return call(*args, **kwargs)
 
-    images = to_model_input(jnp.asarray(image)[None])
-    with nn.intercept_methods(intercept):
-        loaded.model.apply({"params": loaded.params}, images, train=False)
-    if not found:
-        raise CheckpointError(f"The model has no block of the name {name}.")
-    return found[0]
+    @jax.jit
+    def run(params: Any, images: jax.Array) -> Any:
+        mean, std = loaded.transform.mean, loaded.transform.std
+        images = to_model_input(images, mean, std)
+        with nn.intercept_methods(intercept):
+            loaded.model.apply({"params": params}, images, train=False)
+        if not found:
+            raise CheckpointError(f"The model has no block of the name {name}.")
+        _, leaves, _, is_array = found["call"]
+        return list(itertools.compress(leaves, is_array)), found["variables"]
+
+    (x, *arrays), variables = run(loaded.params, np.asarray(image)[None])
+    module, leaves, structure, is_array = found["call"]
+
+    def function(variables: Any, x: jax.Array) -> jax.Array:
+        values = iter([x[None], *arrays])
+        args, kwargs = structure.unflatten(
+            next(values) if known else leaf
+            for leaf, known in zip(leaves, is_array, strict=True)
+        )
+        return module.apply(variables, *args, **kwargs)[0]
+
+    return Block(function, variables, x[0])
 
 
 def token_influence(

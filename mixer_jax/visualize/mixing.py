@@ -106,7 +106,7 @@ def draw_mixing(
     name = plain(title or loaded.model.model_name or "a Mixer")
     figure.suptitle(f"{name}: what block {block} mixes")
     parts: Any = figure.subfigures(2, 1, height_ratios=(upper, lower))
-    _draw_maps(parts[0], displayable(seen), tokens, maps)
+    _draw_maps(parts[0], displayable(seen, loaded.transform), tokens, maps)
     parts[0].suptitle(
         "What each output token, A to "
         f"{LETTERS[len(tokens) - 1]}, draws from the input tokens. 1: as much as from "
@@ -193,8 +193,9 @@ def _draw_maps(
         axes.text(s=letter, weight="bold", **center)
         for x in (panels[0], axes):
             for color, line in (("black", 2.5), ("white", 1)):
-                frame = {"fill": False, "edgecolor": color, "linewidth": line}
-                x.add_patch(Rectangle((column, row), 1, 1, **frame))
+                frame = Rectangle((column, row), 1, 1, fill=False)
+                frame.set(edgecolor=color, linewidth=line)
+                x.add_patch(frame)
         axes.set_title(
             f"{letter}: row {row}, column {column}\nfrom itself: {own:.2f}", size=10
         )
@@ -220,8 +221,15 @@ def _draw_units(
         axes.set_axis_off()
     for row, (n, grid) in zip(rows, grids.items(), strict=True):
         row[0].imshow(
-            scaled(grid), cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest"
+            scaled(grid),
+            cmap=DIVERGING,
+            vmin=-1,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
         )
+        image_height, image_width = activations.images.shape[1:3]
+        row[0].set_box_aspect(image_height / image_width)
         own = activations.of_image[n]
         row[0].set_title(f"unit {n}: this image {own:.2f}", size=9)
         best = np.argsort(-activations.of_images[:, n], kind="stable")

@@ -46,12 +46,12 @@ def draw_preview(
 
     rng = np.random.default_rng(seed)
     augmented = [
-        (labels, train_transform(image, rng))
+        (labels, displayable(train_transform(image, rng), train_transform))
         for labels, image in _choose(train_source, num_rows, rng)
         for _ in range(4)
     ]
     tested = [
-        (labels, eval_transform(image))
+        (labels, displayable(eval_transform(image), eval_transform))
         for labels, image in _choose(test_source, 3 * num_rows, rng)
     ]
     rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
@@ -67,7 +67,7 @@ def draw_preview(
         for axes in grid:
             axes.set_axis_off()
         for axes, (labels, image) in zip(grid, images, strict=False):
-            axes.imshow(displayable(image), interpolation="nearest")
+            axes.imshow(image, interpolation="nearest")
             name = ", ".join(class_names[label] for label in labels)
             axes.set_title(plain(shortened(name or NO_LABEL, 22)), size=9)
     return figure

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mixer_jax.data.names import printable
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 # Colour maps that colour-blind people can read. Zero is white in the diverging one.
 DIVERGING = "RdBu_r"
@@ -19,8 +20,11 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def displayable(image: np.ndarray) -> np.ndarray:
-    """Makes uint8 of what crosses to the device."""
+def displayable(
+    image: np.ndarray, transform: TrainTransform | EvalTransform
+) -> np.ndarray:
+    """Returns as uint8 [..., 3] what a transform returns, which may be scaled."""
     if image.dtype == np.uint8:
         return image
-    return np.rint(image * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
+    levels = 255 * (image * np.array(transform.std) + transform.mean)
+    return np.rint(levels).clip(0, 255).astype(np.uint8)

@@ -78,7 +78,8 @@ def draw_weights(
 
     params = flatten(loaded.params)
     patch = loaded.model.patches.size
-    grid = count_patches(2 * (loaded.transform.crop,), patch)
+    height, width = loaded.transform.crop
+    grid = count_patches((height, width), patch)
     kernels = _kernels_of_units(params, blocks, grid)
     filters: Any = params.get(STEM)
     if filters is not None and (filters.ndim != 4 or filters.shape[2] != 3):
@@ -94,16 +95,16 @@ def draw_weights(
         for block, kernel in kernels.items()
     }
     chosen = [] if filters is None else spread(_by_frequency(filters), num_filters)
-    width = BLOCK_WIDTH * max(len(kernels), 2)
-    per_row = -(-len(chosen) // max(-(-len(chosen) // round(3 * width)), 1))
-    of_units = Tiles(grid[1] / grid[0], 2, PAIRS_ACROSS, labels=True)
+    inches = BLOCK_WIDTH * max(len(kernels), 2)
+    per_row = -(-len(chosen) // max(-(-len(chosen) // round(3 * inches)), 1))
+    of_units = Tiles(width / height, 2, PAIRS_ACROSS, labels=True)
     of_stem = Tiles(patch[1] / patch[0], 1, max(per_row, 1), labels=False)
     most = max(map(len, panels.values()), default=0)
     heights = (  # with the titles, and the colour bar
         (BLOCK_WIDTH - 0.6) * of_units.ratio(most) + 1.7 if panels else 0.6,
-        width * of_stem.ratio(len(chosen)) + 0.6,
+        inches * of_stem.ratio(len(chosen)) + 0.6,
     )
-    figure = Figure((width, sum(heights) + 0.5), layout="constrained")
+    figure = Figure((inches, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(
         f"Weights of {plain(title or loaded.model.model_name or 'a Mixer')}"
     )
@@ -114,7 +115,7 @@ def draw_weights(
             f"{grid[1]} patches of an image. Each stands beside its closest inverse.\n"
             "Below: the numbers of the two units, and the cosine of the angle between "
             "their weights (-1: exact inverse). From low to high frequency: at the "
-            "left the mean frequency of a row's first pair.",
+            "left the mean frequency of a row's first pair." + _about_permute(loaded),
             **HEADING,
         )
         every = parts[0].subplots(1, len(panels), squeeze=False)[0]
@@ -147,6 +148,14 @@ def draw_weights(
         message = f"No filters: the model has no {STEM} of RGB patches."
         parts[1].suptitle(message, **HEADING)
     return figure
+
+
+def _about_permute(loaded: LoadedModel) -> str:
+    if not loaded.transform.permute:
+        return ""
+    return (
+        "\nThe run permuted its images (pp.permute): patches are where they then were."
+    )
 
 
 def _draw_pairs(
