@@ -11,6 +11,7 @@ import pytest
 
 from configs import b16, digits
 from mixer_jax.run.config import check_config
+from mixer_jax.variants import count_patches
 
 from .run.test_trainer import rows
 from .test_docs import missing_lines
@@ -135,7 +136,7 @@ def test_the_tutorials_configs_are_valid_also_on_colab(tutorial):
             config = names["make_config"](names[size], 100, seed=3)
             check_config(config)
             assert (config.seed, config.total_steps) == (3, 100)
-            count_patches(config.pp.crop, config.model.patches.size)
+            count_patches((names[size], names[size]), config.model.patches.size)
         assert names["DOUBLE"] == 2 * names["SMALL"]
         assert bool(config.pretrained_dir) == colab
 
