@@ -1,0 +1,14 @@
+"""The environment of the tests, and of the programs that they start."""
+
+import os
+import tempfile
+
+# All compile the same programs again and again. The first process makes a cache for
+# all. JAX locks it while it writes, but only if it has a maximum size.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="mixer_jax_tests")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }

@@ -2,7 +2,6 @@
 
 import pathlib
 import sys
-import tempfile
 
 import cv2
 import jax
@@ -20,10 +19,6 @@ from . import examples
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile the same programs again and again.
-COMPILED = tempfile.TemporaryDirectory(prefix="mixer_jax_tests")
-jax.config.update("jax_compilation_cache_dir", COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS(["pytest"])  # Grain reads absl flags
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -289,7 +290,7 @@ def test_a_model_for_another_size_of_images(
     args = ["--dataset", "digits", "--split", "test[:100]", "--class-names"]
     args.append(tmp_path / "names.txt")
     status, evaluated, _ = mixer_jax("evaluate", run[0], *args, *at_32)
-    assert "transform  resize, to 32 x 32" in evaluated
+    assert "transform  resize, to 32x32, bilinear\n" in evaluated
     assert (status, evaluated) == mixer_jax("evaluate", path, *args)[:2]
     args = [f"{pictures}/7_*.png", *args[4:]]
     status, predicted, _ = mixer_jax("predict", run[0], *args, *at_32)
@@ -373,10 +374,13 @@ def test_help(mixer_jax):
         ("predict {run} {run} --top-k 0", "UsageError: --top-k is 0"),
         (
             "predict {run} {pictures} --evaluation resize_then_central_crop --resize 9",
-            "UsageError: --resize is 9, but the model sees 16 pixels a side: "
-            "resize_then_central_crop needs at least that. Give --resize 16, say.",
+            "UsageError: --resize is 9x9, but the model sees 16x16 pixels: "
+            "resize_then_central_crop needs at least that. Give --resize 16x16, say.",
         ),
-        ("predict {run} {pictures} --resize 0", "UsageError: --resize is 0; 1 is the"),
+        (
+            "predict {run} {pictures} --resize 0",
+            "UsageError: --resize is 0x0; 1 is the",
+        ),
         (
             "evaluate {run} --split dev",
             r"DatasetError: .* --config.pp.test=test, or --split test of mixer-jax eva",
@@ -403,3 +407,75 @@ def test_known_errors_are_one_message(
     assert (status, output) == (1, "")
     assert re.match(message, messages), messages
     assert os.listdir(tmp_path) == []
+
+
+def test_figures_of_a_run(mixer_jax, run, pictures, tmp_path):
+    workdir, _ = run
+    drawn = tmp_path / "weights.svg"
+    status, output, _ = mixer_jax("plot", "weights", workdir, "--output", drawn)
+    assert (status, output) == (0, f"{drawn}\n")
+    assert "<svg" in drawn.read_text()[:1000]
+    image = next(pictures.iterdir())
+    drawn = tmp_path / "mixing.png"
+    arguments = ("plot", "mixing", workdir, image, "--tokens", 0, 1, 3, 3)
+    status, output, messages = mixer_jax(*arguments, "--output", drawn)
+    assert (status, output, messages) == (0, f"{drawn}\n", "")
+    with_units = drawn.stat().st_size
+    assert with_units > 50_000  # the images of the run's test split are in it
+
+    _, _, messages = mixer_jax(*arguments, "--block", 3, "--output", drawn)
+    assert "no block of the name MixerBlock_3" in messages
+    assert drawn.stat().st_size == with_units
+
+
+def test_figures_of_a_file(mixer_jax, loaded, pictures, tmp_path, caplog):
+    model = tmp_path / "model.npz"
+    save_checkpoint(model, loaded.params)
+    for file in (*sorted(pictures.iterdir())[:3],):
+        shutil.copy(file, tmp_path / file.name)
+    (tmp_path / "x.png").write_text("x")
+    image = pictures / sorted(pictures.iterdir())[0]
+    alone, compared = tmp_path / "alone.svg", tmp_path / "compared.svg"
+    assert mixer_jax("plot", "mixing", model, image, "--output", alone)[0] == 0
+    images = ("--images", tmp_path, "--units", 2)
+    assert (
+        mixer_jax("plot", "mixing", model, image, "--output", compared, *images)[0] == 0
+    )
+    assert "skipping" in caplog.text  # x.png
+    assert alone.read_text().count("<image ") == 5 + 1  # and the colour bar
+    # The unit and its three images too, and a second colour bar.
+    assert compared.read_text().count("<image ") == 6 + 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights", "{model}", "--output", "a.pdf"], "a.pdf ends in neither .png nor"),
+        (["weights", "{model}", "--pairs", "0"], "--pairs is 0"),
+        (["weights", "{model}", "--blocks", "4"], "no MixerBlock_4/token_mixing"),
+        (["mixing", "{model}", "no.png"], "no.png: No such file"),
+        (
+            ["mixing", "{model}", "{image}", "--tokens", "0", "4"],
+            "no token in row 0, co",
+        ),
+        (
+            ["mixing", "{model}", "{image}", "--images", "no"],
+            "no: no such file, nor a f",
+        ),
+    ],
+)
+def test_mistakes_in_figures(
+    mixer_jax, loaded, pictures, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "model.npz", loaded.params)
+    image = next(pictures.iterdir())
+    arguments = [x.format(model="model.npz", image=image) for x in arguments]
+    _, _, messages = mixer_jax("plot", *arguments)
+    assert message in messages
+    assert [x.name for x in tmp_path.iterdir()] == ["model.npz"]
+
+
+def test_a_confusion_matrix_of_another_kind_is_refused_at_once(mixer_jax):
+    arguments = ("evaluate", ".", "--confusion-matrix", "a.jpg")
+    assert "a.jpg ends in neither .png nor .svg" in mixer_jax(*arguments)[2]

@@ -439,7 +439,7 @@ def test_mixing_says_why_units_are_not_shown(loaded, fork):
     [
         ({"tokens": [(0, 4)]}, "no token in row 0, column 4: the image has 4 x 4"),
         ({"tokens": [(0, 0)] * 9}, "9 output tokens; there is room for 1 to 8"),
-        ({"block": 2}, "no block of the name MixerBlock_2"),
+        ({"block": 2}, "no block of the name MixerBlock_2. It has 2: Mix"),
         ({"units": [6]}, "no hidden unit 6: there are 0 to 5"),
         ({"images": []}, "no images to compare with"),
     ],

@@ -30,8 +30,8 @@ class Interpolation(NamedTuple):
     """A way to resize an image.
 
     Attributes:
-      resize: makes float32 [*size, 3], from 0 to 255, of (image, size): uint8 [h, w, 3]
-        and (height, width).
+      resize: makes float32 [*size, 3] of (image, size): uint8 [h, w, 3] and
+        (height, width).
       taps: what `resize` does when it enlarges.
       round_sum: what is done to the sums of pixels and weights, along one axis.
       equals: the library that gives the same pixels.
@@ -58,13 +58,14 @@ def resample(
       float32 [height, width, 3] of the window, from 0 to 255.
     """
     way = INTERPOLATIONS[interpolation]
-    if window is None:
-        return way.resize(image, size)
+    top, left, height, width = window or (0, 0, *size)
     is_enlarged = size[0] > image.shape[0] and size[1] > image.shape[1]
-    if is_enlarged and math.prod(size) > MAX_PIXELS:
-        return _enlarged_window(image, size, window, way)
-    top, left, height, width = window
-    return way.resize(image, size)[top : top + height, left : left + width]
+    if window and is_enlarged and math.prod(size) > MAX_PIXELS:
+        resized = _enlarged_window(image, size, window, way)
+    else:
+        resized = way.resize(image, size)[top : top + height, left : left + width]
+    # A cubic kernel goes beyond the values of its pixels.
+    return resized.clip(0, 255) if interpolation == "bicubic" else resized
 
 
 def _enlarged_window(
@@ -83,19 +84,21 @@ def _enlarged_window(
     strip = np.einsum("hnwc,nw->hwc", strip, column_weights)
     strip = way.round_sum(strip).take(rows - rows.min(), axis=0)
     strip = way.round_sum(np.einsum("nhwc,nh->hwc", strip, row_weights))
-    return strip.astype(np.float32).clip(0, 255)
+    return strip.astype(np.float32)
 
 
 def _opencv(image: np.ndarray, size: Size, method: int) -> np.ndarray:
-    resized = cv2.resize(image.astype(np.float32), size[::-1], interpolation=method)
-    return resized.clip(0, 255) if method == cv2.INTER_CUBIC else resized
+    return cv2.resize(image.astype(np.float32), size[::-1], interpolation=method)
 
 
 def _area(image: np.ndarray, size: Size) -> np.ndarray:
-    # OpenCV averages areas only when it shrinks an image.
-    for axis in (0, 1):
-        factor = math.ceil(size[axis] / image.shape[axis])
-        image = image.repeat(factor, axis) if factor > 1 else image
+    # OpenCV averages areas only when it shrinks an image. So pixels are repeated along
+    # an axis that grows, and before that the other one is shrunk.
+    height, width = (min(a, b) for a, b in zip(size, image.shape, strict=False))
+    if (height, width) != size:
+        image = _opencv(image, (height, width), cv2.INTER_AREA)
+        for axis in (0, 1):
+            image = image.repeat(math.ceil(size[axis] / image.shape[axis]), axis)
     return _opencv(image, size, cv2.INTER_AREA)
 
 

@@ -3,14 +3,14 @@
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mixer_jax.data.sizes import as_size
+from mixer_jax.data.sizes import as_size, as_value
 from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.loading import read_run, read_run_params
@@ -70,8 +70,7 @@ def check_start(config: Config, workdir: pathlib.Path) -> None:
 def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
     run = read_run(workdir)
     old, new = (
-        FIELD_DEFAULTS
-        | flatten({"model": values["model"], "pp.crop": as_size(values["pp"]["crop"])})
+        FIELD_DEFAULTS | flatten({"model": values["model"], "pp.crop": _crop(values)})
         for values in (run.config, json.loads(config.to_json()))
     )
     lines = [
@@ -85,6 +84,10 @@ def _check_same_model(config: Config, workdir: pathlib.Path) -> None:
             + "\n".join(lines)
             + "\nSet these keys as they are there."
         )
+
+
+def _crop(config: Mapping[str, Any]) -> Any:
+    return as_value(as_size(config["pp"]["crop"]))
 
 
 def initial_state(

@@ -23,7 +23,11 @@ def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> "Fi
     names = [plain(name) for name in class_names]
     axes.set_xticks(range(n), names, rotation=90)
     axes.set_yticks(range(n), names)
-    axes.set(xlabel="predicted", ylabel="true", title="Examples; shade: share of row")
+    axes.set(
+        xlabel="predicted",
+        ylabel="true",
+        title="number of images; shade: share of the true class",
+    )
     for row, column in zip(*np.nonzero(matrix), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         number = str(matrix[row, column])

@@ -64,7 +64,12 @@ def capture_block(loaded: LoadedModel, image: np.ndarray, block: int) -> Block:
         with nn.intercept_methods(intercept):
             loaded.model.apply({"params": params}, images, train=False)
         if not found:
-            raise CheckpointError(f"The model has no block of the name {name}.")
+            blocks = [key for key in params if key.startswith("MixerBlock_")]
+            blocks.sort(key=lambda key: (len(key), key))
+            raise CheckpointError(
+                f"The model has no block of the name {name}. It has {len(blocks)}: "
+                f"{', '.join(blocks) or '-'}"
+            )
         _, leaves, _, is_array = found["call"]
         return list(itertools.compress(leaves, is_array)), found["variables"]
 

@@ -10,8 +10,14 @@ from mixer_jax.run.loading import LoadedModel
 from mixer_jax.variants import count_patches
 from mixer_jax.visualize.activations import Activations, unit_activations
 from mixer_jax.visualize.influence import NUM_PROBES, capture_block, token_influence
-from mixer_jax.visualize.show import DIVERGING, SEQUENTIAL, displayable, plain
-from mixer_jax.visualize.weights import HEADING, UNITS, scaled
+from mixer_jax.visualize.show import (
+    DIVERGING,
+    SEQUENTIAL,
+    displayable,
+    plain,
+    write_heading,
+)
+from mixer_jax.visualize.weights import UNITS, scaled
 from mixer_jax.weights.layout import CheckpointError, flatten
 
 if TYPE_CHECKING:
@@ -93,7 +99,10 @@ def draw_mixing(
     if key not in flatten(loaded.params):
         missing = f"The block has no {key}, and so no hidden units to show."
     elif images is None:
-        missing = "No images to compare with: no hidden units are shown."
+        missing = (
+            "No images to compare with, and so no hidden units with the images that "
+            "activate them most."
+        )
     else:
         activations = unit_activations(loaded, seen, block, images)
         units = _choose_units(activations, units)
@@ -107,29 +116,25 @@ def draw_mixing(
     figure.suptitle(f"{name}: what block {block} mixes")
     parts: Any = figure.subfigures(2, 1, height_ratios=(upper, lower))
     _draw_maps(parts[0], displayable(seen, loaded.transform), tokens, maps)
-    parts[0].suptitle(
-        "What each output token, A to "
-        f"{LETTERS[len(tokens) - 1]}, draws from the input tokens. 1: as much as from "
-        "a token that is handed on as it is."
-        + (
-            f"\nEstimated from {NUM_PROBES} random directions of {num_channels}."
-            if num_channels > NUM_PROBES
-            else ""
-        ),
-        **HEADING,
+    text = (
+        f"What each output token, A to {LETTERS[len(tokens) - 1]}, draws from the "
+        "input tokens. 1: as much as from a token that is handed on as it is."
     )
+    if num_channels > NUM_PROBES:
+        text += f" Estimated from {NUM_PROBES} random directions of {num_channels}."
+    write_heading(parts[0], text, figure_width)
     if activations is None or units is None:
-        parts[1].suptitle(missing, **HEADING)
+        write_heading(parts[1], missing, figure_width)
         return figure
     kernel = np.asarray(flatten(loaded.params)[key], np.float32)
     grids = {n: kernel[:, n].reshape(height, width) for n in units}
     _draw_units(parts[1], activations, grids)
-    parts[1].suptitle(
+    text = (
         f"Hidden units of its token-mixing MLP{chosen}: their weights for the "
-        f"patches, and which of {len(activations.images):,} images activate them most."
-        "\nThe numbers are activations: the highest of all channels, before the GELU.",
-        **HEADING,
+        f"patches, and which of {len(activations.images):,} images activate them most. "
+        "The numbers are activations: the highest of all channels, before the GELU."
     )
+    write_heading(parts[1], text, figure_width)
     return figure
 
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mixer_jax.visualize.show import plain, shortened
@@ -46,7 +46,7 @@ def draw_runs(workdirs: Sequence[str | os.PathLike[str]]) -> "Figure":
       FileNotFoundError: a folder has no metrics.jsonl.
       ValueError: that file is damaged, or no run has any metrics yet.
     """
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
@@ -85,8 +85,9 @@ def draw_runs(workdirs: Sequence[str | os.PathLike[str]]) -> "Figure":
         for names in (splits, probes)
         for i, x in enumerate(names)
     }
-    palette: Callable[[int], tuple] = colormaps["tab10" if len(runs) <= 10 else "tab20"]
-    colors = {run: palette(i % 20) for i, run in enumerate(runs)}
+    # The first is made for colour-blind people, but has ten colours only.
+    palette = color_sequences["petroff10" if len(runs) <= 10 else "tab20"]
+    colors = dict(zip(runs, itertools.cycle(palette), strict=False))
 
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)

@@ -1,5 +1,8 @@
 """What names and images look like in every figure."""
 
+import textwrap
+from typing import Any
+
 import numpy as np
 
 from mixer_jax.data.names import printable
@@ -8,6 +11,12 @@ from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 # Colour maps that colour-blind people can read. Zero is white in the diverging one.
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "cividis"
+
+
+def write_heading(figure: Any, text: str, inches: float) -> None:
+    """Writes a text over a part of a figure, in lines of so many inches at most."""
+    lines = textwrap.wrap(text, int(13.5 * inches))
+    figure.suptitle("\n".join(lines), size=10, color="dimgray")
 
 
 def plain(text: object) -> str:

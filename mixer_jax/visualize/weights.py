@@ -8,22 +8,20 @@ from einops import rearrange
 
 from mixer_jax.run.loading import LoadedModel
 from mixer_jax.variants import count_patches
-from mixer_jax.visualize.show import DIVERGING, plain
+from mixer_jax.visualize.show import DIVERGING, plain, write_heading
 from mixer_jax.visualize.tiles import Tiles, spread
 from mixer_jax.weights.layout import CheckpointError, flatten
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 UNITS = "MixerBlock_{}/token_mixing/Dense_0/kernel"  # [tokens, hidden units]
 STEM = "stem/kernel"  # [patch height, patch width, 3, channels]
 
 
-# In inches; the figure is as wide as its blocks.
+# In inches.
 BLOCK_WIDTH = 4.8
-PAIRS_ACROSS = 4
-HEADING: Any = {"size": 10, "color": "dimgray"}
+PAIR_WIDTH = 1.2
 
 
 class Pair(NamedTuple):
@@ -72,8 +70,6 @@ def draw_weights(
       CheckpointError: `blocks` names a block without a token-mixing MLP; the MLP is not
         for the patches of an image; or the model has nothing to draw.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure  # over a second to import
 
     params = flatten(loaded.params)
@@ -95,83 +91,84 @@ def draw_weights(
         for block, kernel in kernels.items()
     }
     chosen = [] if filters is None else spread(_by_frequency(filters), num_filters)
-    inches = BLOCK_WIDTH * max(len(kernels), 2)
-    per_row = -(-len(chosen) // max(-(-len(chosen) // round(3 * inches)), 1))
-    of_units = Tiles(width / height, 2, PAIRS_ACROSS, labels=True)
-    of_stem = Tiles(patch[1] / patch[0], 1, max(per_row, 1), labels=False)
-    most = max(map(len, panels.values()), default=0)
-    heights = (  # with the titles, and the colour bar
-        (BLOCK_WIDTH - 0.6) * of_units.ratio(most) + 1.7 if panels else 0.6,
-        inches * of_stem.ratio(len(chosen)) + 0.6,
-    )
-    figure = Figure((inches, sum(heights) + 0.5), layout="constrained")
-    figure.suptitle(
-        f"Weights of {plain(title or loaded.model.model_name or 'a Mixer')}"
-    )
-    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    per_row = min(len(panels), 3)
+    inches = BLOCK_WIDTH * max(per_row, 2)
+    across = round(inches / per_row / PAIR_WIDTH) if panels else 1
+    units = Tiles(width / height, 2, across, labels=True)
+    num_rows = -(-len(chosen) // round(3 * inches)) or 1
+    stem = Tiles(patch[1] / patch[0], 1, -(-len(chosen) // num_rows) or 1, labels=False)
+    heights = [0.6, 0.6]  # with headings, and the colour bar
     if panels:
-        parts[0].suptitle(
+        most = max(map(len, panels.values()))
+        one = (inches / per_row - 0.6) * units.ratio(most) + 0.4
+        heights[0] = -(-len(panels) // per_row) * one + 1.3
+    heights[1] += inches * stem.ratio(len(chosen))
+    figure = Figure((inches, sum(heights) + 0.5), layout="constrained")
+    name = plain(title or loaded.model.model_name or "a Mixer")
+    figure.suptitle(f"Weights of {name}")
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+
+    text = f"No hidden units: the blocks have no {UNITS.format('*')}."
+    if panels:
+        _draw_units(parts[0], units, panels, kernels, grid, per_row)
+        text = (
             f"Hidden units of token-mixing MLPs: their weights for the {grid[0]} x "
-            f"{grid[1]} patches of an image. Each stands beside its closest inverse.\n"
-            "Below: the numbers of the two units, and the cosine of the angle between "
+            f"{grid[1]} patches of an image. Each stands beside its closest inverse; "
+            "below are the numbers of the two, and the cosine of the angle between "
             "their weights (-1: exact inverse). From low to high frequency: at the "
-            "left the mean frequency of a row's first pair." + _about_permute(loaded),
-            **HEADING,
+            "left the mean frequency of a row's first pair."
         )
-        every = parts[0].subplots(1, len(panels), squeeze=False)[0]
-        for axes, (block, pairs) in zip(every, panels.items(), strict=True):
-            _draw_pairs(axes, of_units, pairs, kernels[block], grid)
-            count = kernels[block].shape[1]
-            axes.set_title(f"block {block}: {2 * len(pairs)} of {count} units", size=11)
-        every[0].set_ylabel("cycles per patch")
-        parts[0].colorbar(
-            ScalarMappable(Normalize(-1, 1), DIVERGING),
-            ax=every,
-            location="bottom",
-            aspect=50,
-            shrink=0.5,
-            label="weight / largest absolute weight of the unit",
-        )
-    else:
-        message = f"No hidden units: the blocks have no {UNITS.format('*')}."
-        parts[0].suptitle(message, **HEADING)
+        if loaded.transform.permute:
+            text += " Patches are where the run's permutation (pp.permute) put them."
+    write_heading(parts[0], text, inches)
+    text = f"No filters: the model has no {STEM} of RGB patches."
     if chosen:
-        parts[1].suptitle(
+        images = [[0.5 + 0.5 * scaled(filters[..., n])] for n in chosen]
+        stem.draw(parts[1].subplots(), images)
+        text = (
             f"Stem: {len(chosen)} of {filters.shape[3]} filters of {patch[0]} x "
             f"{patch[1]} pixels in RGB, from low to high frequency. Grey is 0; each "
-            "filter is divided by its largest absolute weight.",
-            **HEADING,
+            "filter is divided by its largest absolute weight."
         )
-        images = [[0.5 + 0.5 * scaled(filters[..., n])] for n in chosen]
-        of_stem.draw(parts[1].subplots(), images)
-    else:
-        message = f"No filters: the model has no {STEM} of RGB patches."
-        parts[1].suptitle(message, **HEADING)
+    write_heading(parts[1], text, inches)
     return figure
 
 
-def _about_permute(loaded: LoadedModel) -> str:
-    if not loaded.transform.permute:
-        return ""
-    return (
-        "\nThe run permuted its images (pp.permute): patches are where they then were."
-    )
-
-
-def _draw_pairs(
-    axes: "Axes",
+def _draw_units(
+    figure: Any,
     tiles: Tiles,
-    pairs: Sequence[Pair],
-    kernel: np.ndarray,
+    panels: dict[int, list[Pair]],
+    kernels: dict[int, np.ndarray],
     grid: tuple[int, int],
+    per_row: int,
 ) -> None:
-    images = [[scaled(kernel[:, n].reshape(grid)) for n in x.units] for x in pairs]
-    labels = ["{}, {}: {:.2f}".format(*x.units, x.cosine) for x in pairs]
-    tiles.draw(axes, images, labels, cmap=DIVERGING, vmin=-1, vmax=1)
-    firsts = range(0, len(pairs), tiles.columns)
-    axes.set_yticks(
-        [tiles.top(i) + 0.5 for i in firsts],
-        [f"{pairs[i].frequency:.2f}" for i in firsts],
+    """Draws a panel of pairs of units for each block."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    all_axes = figure.subplots(-(-len(panels) // per_row), per_row, squeeze=False)
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (block, pairs) in zip(all_axes.flat, panels.items(), strict=False):
+        kernel = kernels[block]
+        images = [[scaled(kernel[:, n].reshape(grid)) for n in x.units] for x in pairs]
+        labels = ["{}, {}: {:.2f}".format(*x.units, x.cosine) for x in pairs]
+        tiles.draw(axes, images, labels, cmap=DIVERGING, vmin=-1, vmax=1)
+        firsts = range(0, len(pairs), tiles.columns)
+        axes.set_yticks(
+            [tiles.top(i) + 0.5 for i in firsts],
+            [f"{pairs[i].frequency:.2f}" for i in firsts],
+        )
+        axes.set_ylabel("cycles per patch", size=8)
+        count = 2 * len(pairs)
+        axes.set_title(f"block {block}: {count} of {kernel.shape[1]} units", size=11)
+    figure.colorbar(
+        ScalarMappable(Normalize(-1, 1), DIVERGING),
+        ax=all_axes,
+        location="bottom",
+        aspect=50,
+        shrink=0.5,
+        label="weight / largest absolute weight of the unit",
     )
 
 

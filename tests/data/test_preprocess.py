@@ -5,9 +5,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from mixer_jax.data import preprocess
+from mixer_jax.data.interpolate import INTERPOLATIONS, resample
 
 IMAGES = range(4)
 
@@ -175,6 +177,7 @@ def test_enlarging_gives_what_opencv_gives(crop, size):
 PEAK_MEMORY = """
 import pathlib
 import numpy as np
+from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform, TrainTransform
 
 def peak_bytes():
@@ -184,7 +187,12 @@ def peak_bytes():
 
 rng = np.random.default_rng(0)
 train = TrainTransform(224)
-transforms = [EvalTransform(224, x, 256) for x in EVALUATIONS]
+transforms = [
+    EvalTransform(224, evaluation, 256, interpolation=interpolation)
+    for evaluation in ("resize", "torchvision")
+    for interpolation in INTERPOLATIONS
+]
+transforms += [EvalTransform(224, x, 256) for x in EVALUATIONS]
 transforms.append(lambda image: train(image, rng))
 for transform in transforms:
     transform(np.zeros((300, 400, 3), np.uint8))
@@ -227,3 +235,158 @@ def test_a_new_evaluation_needs_no_more_than_its_row(monkeypatch):
     transform = preprocess.EvalTransform(24, "corner", resize=30)
     np.testing.assert_array_equal(transform(image), image[:24, :24])
     assert transform.steps.startswith("cut 24x24, not 30x30. Resizing equals")
+
+
+def torchvision_of(image, resize, crop, method):
+    """Returns CenterCrop(crop)(Resize(resize, method)(image)) as torchvision does it.
+
+    From torchvision.transforms.functional, for PIL images. If `resize` is no square,
+    the first step is timm.data.transforms.ResizeKeepRatio.
+    """
+    height, width = image.shape[:2]
+    if resize[0] == resize[1]:
+        short, long = sorted((height, width))
+        new_short, new_long = resize[0], int(resize[0] * long / short)
+        tall = height >= width
+        height, width = (new_long, new_short) if tall else (new_short, new_long)
+    else:
+        ratio = min(height / resize[0], width / resize[1])
+        height, width = round(height / ratio), round(width / ratio)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), method))
+    top = round((height - crop[0]) / 2.0)
+    left = round((width - crop[1]) / 2.0)
+    return resized[top : top + crop[0], left : left + crop[1]]
+
+
+@pytest.mark.parametrize("name", ["pil_bilinear", "pil_bicubic"])
+@pytest.mark.parametrize(
+    ("crop", "resize"),
+    [
+        ((32, 32), (36, 36)),
+        ((31, 31), (36, 36)),
+        ((40, 28), (46, 32)),
+        ((8, 9), (9, 9)),
+    ],
+)
+def test_torchvision_and_timm(name, crop, resize):
+    method = {"pil_bilinear": Image.BILINEAR, "pil_bicubic": Image.BICUBIC}[name]
+    transform = preprocess.EvalTransform(
+        crop, "torchvision", resize, "uint8", None, name
+    )
+    rng = np.random.default_rng(0)
+    shapes = [(36, 36), (35, 37), (1, 1), (2, 1800), (1800, 2), (300, 7), resize]
+    shapes += [tuple(rng.integers(1, 120, 2)) for _ in range(60)]
+    for shape in shapes:
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        want = torchvision_of(image, resize, crop, method)
+        found = transform(image)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, want, err_msg=str(shape))
+
+
+def test_torchvision_is_bilinear_unless_asked_otherwise():
+    bilinear = preprocess.EvalTransform(32, "torchvision", 36)
+    assert bilinear.used_interpolation == "pil_bilinear"
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    want = torchvision_of(image, (36, 36), (32, 32), Image.BILINEAR)
+    np.testing.assert_array_equal(bilinear(image), want)
+
+
+@pytest.mark.parametrize("evaluation", preprocess.EVALUATIONS)
+@pytest.mark.parametrize("interpolation", [None, *INTERPOLATIONS])
+def test_rectangles(evaluation, interpolation):
+    """A picture on its side gives the same, on its side."""
+    high = preprocess.EvalTransform(
+        (24, 16), evaluation, (30, 20), interpolation=interpolation
+    )
+    wide = preprocess.EvalTransform(
+        (16, 24), evaluation, (20, 30), interpolation=interpolation
+    )
+    for shape in [(60, 40), (61, 80), (9, 50), (24, 16)]:
+        image = np.random.default_rng(0).integers(99, 156, (*shape, 3), np.uint8)
+        found, turned = high(image), wide(image.swapaxes(0, 1)).swapaxes(0, 1)
+        assert found.shape == (24, 16, 3)
+        # PIL rounds after each axis.
+        np.testing.assert_allclose(found.astype(int), turned.astype(int), atol=2)
+
+
+def test_central_crops_of_a_rectangle_keep_the_shape_of_the_image():
+    """The image just covers `resize`, and the crop is central in it."""
+    image = np.zeros((60, 40, 3), np.uint8)
+    image[6:54, 4:36] = 255  # the part that is left: 24 x 16 of 30 x 20
+    for evaluation in ("resize_small_then_central_crop", "torchvision"):
+        transform = preprocess.EvalTransform((24, 16), evaluation, (30, 20))
+        found = transform(image)
+        assert (found[1:-1, 1:-1] == 255).all()
+        wider = np.concatenate(
+            [image[:, :20], image[:, 20:21].repeat(9, 1), image[:, 20:]], 1
+        )
+        assert (transform(wider)[1:-1] == 255).all()
+
+
+def test_train_transform_of_a_rectangle():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    seen = []
+    transform = preprocess.TrainTransform(
+        (24, 16), randaugment=(2, 9.0), permute=lambda x: seen.append(x.shape) or x
+    )
+    for seed in range(20):
+        assert transform(image, np.random.default_rng(seed)).shape == (24, 16, 3)
+    assert set(seen) == {(24, 16, 3)}
+
+
+def test_training_interpolates_as_asked():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    whole = {"area_range": (1, 1), "aspect_range": (1.4, 1.4), "flip": False}
+    for name in INTERPOLATIONS:
+        transform = preprocess.TrainTransform((24, 16), interpolation=name, **whole)
+        want = np.rint(resample(image, (24, 16), name))
+        found = transform(image, np.random.default_rng(0))
+        np.testing.assert_array_equal(found, want, err_msg=name)
+    default = preprocess.TrainTransform((24, 16), **whole)
+    assert default.interpolation is None
+    np.testing.assert_array_equal(
+        default(image, np.random.default_rng(0)),
+        np.rint(resample(image, (24, 16), "bilinear")),
+    )
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def test_scale_with_mean_and_standard_deviation():
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
+    np.testing.assert_array_equal(
+        preprocess.scale(images), (images.astype(np.float32) - 127.5) / 127.5
+    )
+    np.testing.assert_array_equal(
+        preprocess.scale(images, (0, 0, 0), (1, 1, 1)), images.astype(np.float32) / 255
+    )
+    # torchvision's ToTensor and Normalize.
+    want = (images / 255 - IMAGENET["mean"]) / IMAGENET["std"]
+    found = preprocess.scale(images, **IMAGENET)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    np.testing.assert_array_equal(preprocess.scale(images[0], **IMAGENET), found[0])
+
+
+def test_one_number_or_three_for_mean_and_standard_deviation():
+    transform = preprocess.EvalTransform(8, mean=0, std=[0.25, 0.5, 1])
+    assert (transform.mean, transform.std) == ((0.0, 0.0, 0.0), (0.25, 0.5, 1.0))
+    assert transform == preprocess.EvalTransform(
+        (8, 8), mean=[0, 0, 0], std=(0.25, 0.5, 1)
+    )
+
+
+def test_float32_transfer_applies_mean_and_standard_deviation():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    exact = preprocess.EvalTransform(24, transfer="float32", **IMAGENET)(image)
+    want = preprocess.scale(resample(image, (24, 24), "bilinear"), **IMAGENET)
+    np.testing.assert_array_equal(exact, want)
+    kwargs = {"crop": 24, "transfer": "float32"}
+    exact, plain = (
+        preprocess.TrainTransform(**kwargs, **more)(image, np.random.default_rng(0))
+        for more in (IMAGENET, {})
+    )
+    want = preprocess.scale(plain * 127.5 + 127.5, **IMAGENET)
+    np.testing.assert_allclose(exact, want, atol=1e-5)

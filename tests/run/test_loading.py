@@ -114,7 +114,7 @@ def test_a_published_name_brings_imagenet(loaded, tmp_path, monkeypatch, num_cla
         found = load_model(name)
         assert found.class_names == (imagenet_names() if num_classes == 1000 else None)
         assert found.transform.evaluation == "resize_small_then_central_crop"
-        assert found.transform.resize == 256
+        assert found.transform.resize == (256, 256)
     assert load_model(path).class_names is None  # just a file
 
 
