@@ -20,12 +20,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def execute(monkeypatch, tmp_path):
+def execute(monkeypatch):
     """Runs a notebook from a folder, in a kernel of its own; its cells get outputs."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    # Runs of the same shapes compile once.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
     def run(notebook, folder, secs):
         nbclient.NotebookClient(
