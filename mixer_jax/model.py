@@ -102,12 +102,16 @@ class MlpMixer(nn.Module):
             self.hidden_dim, size, size, "VALID", dtype=self.dtype, name="stem"
         )
         x = rearrange(conv(inputs), "n h w c -> n (h w) c")
-        mlps = (self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate)
-        options = (self.dtype, self.gelu, self.layer_norm_epsilon)
-        blocks = [
-            MixerBlock(*mlps, *options, name=f"MixerBlock_{i}")
-            for i in range(self.num_blocks)
-        ]
+        block = functools.partial(
+            MixerBlock,
+            tokens_mlp_dim=self.tokens_mlp_dim,
+            channels_mlp_dim=self.channels_mlp_dim,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            gelu=self.gelu,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+        )
+        blocks = [block(name=f"MixerBlock_{i}") for i in range(self.num_blocks)]
         keep: Any = self.num_blocks * [(1, 1)]
         if train and self.stoch_depth:
             rng, shape = self.make_rng("dropout"), (self.num_blocks, len(x))

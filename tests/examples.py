@@ -2,14 +2,18 @@
 
 import io
 import itertools
+import os
 import pathlib
 import struct
+import subprocess
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer_jax.data.dataset import Source
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def encode(image: np.ndarray, ending: str = ".png") -> bytes:
@@ -46,6 +50,21 @@ def touch_folder(root: pathlib.Path, images: dict[str, int]) -> pathlib.Path:
         for i in range(count):
             (root / folder / f"{i}.png").touch()
     return root
+
+
+def gating_fork(folder: pathlib.Path) -> str:
+    """mixer_jax/model.py with the change of docs/fork.md, made in `folder`."""
+    copy = folder / "mixer_jax" / "model.py"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((REPOSITORY / "mixer_jax" / "model.py").read_bytes())
+    subprocess.run(
+        ["git", "apply", REPOSITORY / "tests" / "forks" / "gating.diff"],
+        cwd=folder,
+        # In a folder of a repository, git would look for the file at its root.
+        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)},
+        check=True,
+    )
+    return copy.read_text()
 
 
 def tiff(

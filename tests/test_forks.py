@@ -23,6 +23,8 @@ from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout
 
+from .examples import gating_fork
+
 ROOT = pathlib.Path(__file__).parents[1]
 HAS_ONNX = importlib.util.find_spec("jax2onnx") is not None
 
@@ -227,24 +229,35 @@ def test_a_fork_that_adds_a_parameter(tmp_path):
     assert started["head/kernel"].shape == (12, 10)
 
 
+def test_the_change_in_the_docs_is_short_and_as_python_is_written_here(tmp_path):
+    diff = (ROOT / "tests" / "forks" / "gating.diff").read_text()
+    assert f"```diff\n{diff}```\n" in (ROOT / "docs" / "fork.md").read_text()
+    added = [x for x in diff.splitlines() if x.startswith("+") and x.strip("+ ")]
+    assert len(added) - 1 <= 20  # the first one names the file
+    gating_fork(tmp_path / "gating")
+    model = tmp_path / "gating" / "mixer_jax" / "model.py"
+    for command in (["format", "--check"], ["check"]):
+        ruff = [sys.executable, "-m", "ruff", *command]
+        subprocess.run([*ruff, "--config", ROOT / "pyproject.toml", model], check=True)
+
+
 @pytest.mark.slow
 def test_a_fork_with_another_block_and_a_field(tmp_path):
-    """A spatial gating unit instead of token mixing, with two fields of its own."""
-    model = (ROOT / "tests" / "forks" / "gating.py").read_text()
-    fork = Fork(tmp_path, model)
-    options = ["--config.model.gate_dim=5", "--config.model.gate_bias=0.5"]
+    """The change of docs/fork.md: a spatial gating unit, with a field of its own."""
+    fork = Fork(tmp_path / "fork", gating_fork(tmp_path / "gating"))
+    options = ["--config.model.gate_dim=5"]
 
     params = use(fork, ["stablehlo", "onnx"][: 1 + HAS_ONNX], *options)
-    assert params["MixerBlock_1/gating_in/kernel"].shape == (12, 10)
+    assert params["MixerBlock_1/spatial_gating/Dense_0/kernel"].shape == (12, 10)
     assert not [key for key in params if "token_mixing" in key]
 
     log, started, file = start_from_file(fork, *options)
-    assert "2 x MixerBlock_*/spatial_gating/Dense_0/kernel" in log
+    assert "2 x MixerBlock_*/spatial_gating/Dense_1/kernel" in log
     left_out = next(x for x in log.splitlines() if x.startswith("left out"))
     assert left_out.count("2 x MixerBlock_*/token_mixing/Dense_") == 4
     assert "channel_mixing" not in left_out
-    gate = started["MixerBlock_0/spatial_gating/Dense_0/bias"]
-    np.testing.assert_array_equal(gate, np.float32([0.5] * 16))
+    gate = started["MixerBlock_0/spatial_gating/Dense_1/bias"]
+    np.testing.assert_array_equal(gate, np.ones(16, "float32"))
     taken = started.keys() & file.keys() - {"head/kernel", "head/bias"}
     assert len(taken) == 4 + 2 * 8
     for key in taken:
@@ -266,6 +279,19 @@ def test_a_fork_with_another_block_and_a_field(tmp_path):
         same = np.array_equal(again[key], array)
         assert same != key.startswith("head/"), key
 
+    # Started from as a run, its head is taken too.
+    initialized = fork.folder / "initialized"
+    fork.train(
+        initialized,
+        f"--config.init_from={fork.folder / 'run'}",
+        "--config.base_lr=1e-30",
+        *options,
+    )
+    initialized = read(initialized / "final.npz")
+    assert initialized.keys() == params.keys()
+    for key, array in params.items():
+        np.testing.assert_array_equal(initialized[key], array, err_msg=key)
+
     # The same at another size of images: its own token mixing is adapted too.
     larger = fork.folder / "larger"
     log = fork.train(
@@ -276,5 +302,5 @@ def test_a_fork_with_another_block_and_a_field(tmp_path):
         *options,
     )
     assert "digits.npz by interpolate from 4x4 patches to 6x6" in log
-    kernel = read(larger / "final.npz")["MixerBlock_0/spatial_gating/Dense_0/kernel"]
+    kernel = read(larger / "final.npz")["MixerBlock_0/spatial_gating/Dense_1/kernel"]
     assert kernel.shape == (36, 36)

@@ -59,6 +59,10 @@ def train_and_evaluate(
 ) -> dict[str, float]:
     """Trains as `config` says, or continues where the run in `workdir` stopped.
 
+    A process may call it several times, one after the other, also while an event loop
+    runs, as in a notebook. In a thread other than the main one, SIGTERM and Ctrl-C do
+    not stop the run.
+
     Args:
       config: see configs/common.py.
       workdir: folder for checkpoints, metrics, logs and the result; made if needed.

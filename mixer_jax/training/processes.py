@@ -263,7 +263,8 @@ def _is_loopback(host: str) -> bool:
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
 
-    Several processes stop after the same step; see `Watch.stop_signals`.
+    Several processes stop after the same step; see `Watch.stop_signals`. Python can set
+    a handler in the main thread only: in another one signals do what they did before.
 
     Yields:
       A function that returns whether the run is to stop, from the number of steps done.

@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import importlib.util
 import math
-import pathlib
 import re
 
 import cv2
@@ -20,8 +19,9 @@ from mixer_jax.weights import layout, npz
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.resolution import adapt
 
+from ..examples import gating_fork
+
 MODEL = MlpMixer(Patches((4, 4)), 5, 2, 12, 10, 20)
-GATING = pathlib.Path(__file__).parents[1] / "forks" / "gating.py"
 
 
 def random_params(model, image_size, seed=0):
@@ -335,17 +335,20 @@ def test_patches_of_half_the_size_are_four_times_the_tokens():
     assert layout.shapes_of(adapted) == shapes
 
 
-def gating():
-    spec = importlib.util.spec_from_file_location("gating", GATING)
+@pytest.fixture
+def gating(tmp_path):
+    gating_fork(tmp_path / "gating")
+    path = tmp_path / "gating" / "mixer_jax" / "model.py"
+    spec = importlib.util.spec_from_file_location("gating", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.MlpMixer(Patches((4, 4)), 5, 2, 12, 0, 20, gate_dim=5)
 
 
-def test_a_fork_with_another_token_mixing():
+def test_a_fork_with_another_token_mixing(gating):
     """Its kernel is [tokens, tokens]: no name says so, but its shape does."""
-    model, params = gating(), random_params(gating(), (16, 16))
-    key = "MixerBlock_1/spatial_gating/Dense_0"
+    model, params = gating, random_params(gating, (16, 16))
+    key = "MixerBlock_1/spatial_gating/Dense_1"
     images = draw_images((32, 32))
     tiles = rearrange(images, "n (k h) (l w) c -> (n k l) h w c", k=2, l=2)
     shapes = shapes_for(model, (32, 32))
@@ -496,7 +499,9 @@ def test_load_pretrained_for_images_that_are_not_square(tiny, tmp_path, assert_s
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
 
-def test_load_pretrained_at_another_size_into_a_fork(tiny, tmp_path, assert_same):
+def test_load_pretrained_at_another_size_into_a_fork(
+    gating, tiny, tmp_path, assert_same
+):
     """One has a parameter of its own, the other a token mixing of its own."""
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     init = tiny.tree(tiny.sizes_with(num_tokens=36))
@@ -512,8 +517,8 @@ def test_load_pretrained_at_another_size_into_a_fork(tiny, tmp_path, assert_same
     with pytest.raises(CheckpointError, match="init_params without a grid: no"):
         mixer_jax.load_pretrained(*arguments)
     params = mixer_jax.load_pretrained(*arguments, grid=(6, 6))
-    for name in ("spatial_gating", "gating_in"):
-        assert_same(params["MixerBlock_0"][name], init["MixerBlock_0"][name])
+    name = "spatial_gating"
+    assert_same(params["MixerBlock_0"][name], init["MixerBlock_0"][name])
     assert_same(params["stem"], tiny.tree()["stem"])
 
 
