@@ -89,8 +89,9 @@ class MlpMixer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images [batch, height, width, channels], in [-1, 1], to float32 logits.
+        """Maps images [batch, height, width, channels] to float32 logits.
 
+        Images are in [-1, 1], unless the parameters were trained on others (pp.mean).
         Logits are [batch, num_classes]. A model without a head returns pre_logits
         [batch, hidden_dim], which are in the collection "intermediates" in any case.
         `train` turns dropout and stochastic depth on (rng `dropout`). Raises ValueError

@@ -163,8 +163,9 @@ def test_uint8_images_are_scaled_on_the_device(golden):
 
 def test_default_scaling_is_the_originals_to_the_bit():
     images = np.arange(256, dtype=np.uint8).reshape(1, -1, 1, 1).repeat(3, -1)
+    original = jax.jit(lambda x: (x.astype(jnp.float32) - 127.5) / 127.5)
     found = jax.jit(to_model_input)(images)
-    np.testing.assert_array_equal(found, (images.astype("f4") - 127.5) / 127.5)
+    np.testing.assert_array_equal(found, original(images))
     exact = np.float32([[[[0.1, 7.0, -2.0]]]])
     np.testing.assert_array_equal(to_model_input(exact, (0, 0, 0), (9, 9, 9)), exact)
 
