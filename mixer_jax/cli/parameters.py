@@ -18,8 +18,8 @@ from mixer_jax.weights.layout import shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
-    FIELDS,
     PUBLISHED,
+    PUBLISHED_FIELDS,
     cache_dir,
     is_cached,
     published_name,
@@ -84,7 +84,7 @@ def convert(
         save_folder(
             target,
             loaded.params,
-            {**FIELDS, **about.fields},  # a fork may lack some
+            {**PUBLISHED_FIELDS, **about.fields},  # a fork may lack some
             loaded.transform,
             loaded.class_names,
             card_facts(loaded, model),

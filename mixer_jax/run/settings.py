@@ -17,7 +17,7 @@ from mixer_jax.run.workdir import ADDED_KEYS, recorded_config
 from mixer_jax.variants import count_patches
 from mixer_jax.weights.layout import shapes_of
 from mixer_jax.weights.published import without_secrets
-from mixer_jax.weights.reading import Source, find_checkpoint
+from mixer_jax.weights.reading import WeightsSource, find_checkpoint
 
 # The keys of a config whose None stands for what the file says, or else the default.
 _DEFAULTS: dict[str, Any] = {
@@ -90,7 +90,7 @@ def settings_of_source(
     return config, notes
 
 
-def _said_by(source: Source) -> dict[str, Any]:
+def _said_by(source: WeightsSource) -> dict[str, Any]:
     """Returns the values of keys of a config that a source says."""
     about = source.about
     colors = {
@@ -114,7 +114,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _token_units(
-    config: Config, recorded: Mapping[str, Any], source: Source | None
+    config: Config, recorded: Mapping[str, Any], source: WeightsSource | None
 ) -> tuple[int | None, str]:
     """Returns the tokens_mlp_dim that block_diagonal needs, and a note that it is new.
 

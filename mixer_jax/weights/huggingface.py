@@ -25,7 +25,7 @@ from mixer_jax.weights.state_dict import Header, read_header, save_state_dict
 from mixer_jax.weights.timm import TIMM
 from mixer_jax.weights.timm_config import (
     ARCHITECTURES,
-    GELUS,
+    TIMM_GELUS,
     class_names_of,
     config_error,
     make_config,
@@ -83,7 +83,7 @@ def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
     shapes = _shapes(folder / PARAMETERS, header)
     gelu = header.metadata.get("gelu", TIMM.fields["gelu"])
     if act_layer := config.get("model_args.act_layer"):
-        gelu = GELUS[act_layer]
+        gelu = TIMM_GELUS[act_layer]
     fields = {
         "gelu": gelu,
         "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-6),

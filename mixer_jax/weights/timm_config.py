@@ -27,7 +27,7 @@ ARCHITECTURES = {
 # the names here.
 EVALUATIONS = {"center": "torchvision", "squash": "resize_then_central_crop"}
 INTERPOLATIONS = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
-GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
+TIMM_GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
 
 # What timm takes where config.json does not say: the fields of its PretrainedCfg.
 _DEFAULTS: dict[str, Any] = {
@@ -167,7 +167,7 @@ _RULES: dict[str, Check] = {
     "model_args.in_chans": _only(3),
     "model_args.global_pool": _only("avg"),
     "model_args.stem_norm": _only(False),
-    "model_args.act_layer": _one_of(GELUS),
+    "model_args.act_layer": _one_of(TIMM_GELUS),
 }
 # Arguments of timm's MlpMixer that change only how it is trained; and mlp_ratio, which
 # the shapes of the parameters say.

@@ -11,8 +11,9 @@ from mixer_jax.variants import get_variant
 from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.mlp_mixer_pytorch import MLP_MIXER_PYTORCH
+from mixer_jax.weights.pytorch import read_pytorch
 from mixer_jax.weights.state_dict import read_header, read_params, save_state_dict
-from mixer_jax.weights.timm import TIMM, load_timm
+from mixer_jax.weights.timm import TIMM
 
 MODEL = "model.safetensors"
 TORCHVISION = EvalTransform(
@@ -237,7 +238,7 @@ def test_written_and_read_again(small, tmp_path, assert_same, gelu, epsilon, cap
     ]
     found = huggingface.read_folder_config(folder)
     assert found == (fields, TORCHVISION, names)
-    assert_same(load_timm(folder / MODEL), small)
+    assert_same(read_pytorch(folder / MODEL), small)
     other = {"tanh": "act_layer=timm.layers.GELUTanh"}.get(gelu, "")
     norm = "torch.nn.LayerNorm, eps=1e-05" if epsilon != 1e-6 else ""
     card = (folder / "README.md").read_text("utf-8")
@@ -298,7 +299,7 @@ def test_a_folder_without_a_head(tiny, small, tmp_path, assert_same):
     config = written(tmp_path / "out", params)
     assert config["num_classes"] == config["model_args"]["num_classes"] == 0
     assert huggingface.read_folder_config(tmp_path / "out").class_names is None
-    assert_same(load_timm(tmp_path / "out" / MODEL), params)
+    assert_same(read_pytorch(tmp_path / "out" / MODEL), params)
 
 
 def test_an_earlier_folder_is_replaced_and_no_other(small, tmp_path):
