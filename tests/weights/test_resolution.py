@@ -512,7 +512,7 @@ def test_load_pretrained_at_another_size_into_a_fork(
     adapted = adapt(tiny.tree(), layout.shapes_of(params), (6, 6), "interpolate")
     assert_same(params | {"head": {}}, adapted | {"head": {}})
 
-    init = random_params(gating(), (24, 24))
+    init = random_params(gating, (24, 24))
     arguments = (tmp_path / "a.npz", init, "interpolate")
     with pytest.raises(CheckpointError, match="init_params without a grid: no"):
         mixer_jax.load_pretrained(*arguments)
