@@ -259,6 +259,9 @@ def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
             caplog.clear()
             assert mixer_jax("convert", source, tmp_path / target)[0] == 0
         assert ("and logits slightly" in caplog.text) == (target[0] == "b")
+    printed = mixer_jax("convert", workdir, tmp_path / "a.npz")[1]
+    beside = tmp_path / "a.npz.json"
+    assert f"{beside}: what is known of them. It belongs to a.npz\n" in printed
     first, last = (read_checkpoint(tmp_path / x) for x in ("a.npz", "c.npz"))
     jax.tree.map(np.testing.assert_array_equal, first, last)
     about = [(tmp_path / f"{x}.npz.json").read_text() for x in "ac"]

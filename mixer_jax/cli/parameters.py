@@ -12,7 +12,7 @@ from mixer_jax.cli.models import ImageSize, Model, Resolution
 from mixer_jax.data.sizes import as_value
 from mixer_jax.run.card import card_facts
 from mixer_jax.run.loading import load_model
-from mixer_jax.weights.about import about_model, write_beside
+from mixer_jax.weights.about import about_model, beside, write_beside
 from mixer_jax.weights.huggingface import save_folder
 from mixer_jax.weights.layout import shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
@@ -78,8 +78,8 @@ def convert(
     if loaded.transform.permute:
         print("The model expects permuted pixels (pp.permute), which no file can say.")
     if kind == "npz":
-        write_beside(target, about)
         save_checkpoint(target, loaded.params)
+        write_beside(target, about)
     elif kind == "hf":
         save_folder(
             target,
@@ -94,6 +94,8 @@ def convert(
     files = sorted(target.iterdir()) if kind == "hf" else [target]
     for file in files:
         print(f"{file}: {file.stat().st_size:,} bytes")
+    if kind == "npz":
+        print(f"{beside(target)}: what is known of them. It belongs to {target.name}")
     if image_size:
         crop = str(as_value(image_size)).replace(" ", "")
         options = [f"--config.pp.crop={shlex.quote(crop)}"]
