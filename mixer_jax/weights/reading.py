@@ -100,8 +100,9 @@ def open_weights(name_or_path: str | os.PathLike[str]) -> WeightsSource:
       name_or_path: one of PUBLISHED, such as "imagenet21k/Mixer-B_16", or its URL; a
         repository of the Hugging Face hub, such as "timm/mixer_b16_224.goog_in21k"; the
         URL of a file; or the path of a file, or of a folder with config.json and
-        model.safetensors. A file that ends in .safetensors is of timm or of
-        mlp-mixer-pytorch; any other is an npz file.
+        model.safetensors. A model.safetensors beside timm's config.json stands for the
+        folder. A file that ends in .safetensors is of timm or of mlp-mixer-pytorch; any
+        other is an npz file.
 
     Returns:
       The source. Of the published files nothing is fetched or read before the
@@ -116,15 +117,15 @@ def open_weights(name_or_path: str | os.PathLike[str]) -> WeightsSource:
         return WeightsSource(_about_published(name), lambda: read_published(name))
     path = hub.resolve_hub(text) if hub.is_hub_name(text) else resolve(text)
     where = without_secrets(text) if "://" in text else str(path)
-    about = None
-    if path.is_dir():
-        if not huggingface.is_folder(path):
-            raise IsADirectoryError(
-                f"{path} is a folder without config.json and model.safetensors."
-            )
-        if (config := huggingface.read_folder_config(path)).transform:
+    about, folder = None, huggingface.folder_of(path)
+    if path.is_dir() and folder is None:
+        raise IsADirectoryError(
+            f"{path} is a folder without config.json and model.safetensors."
+        )
+    if folder:
+        if (config := huggingface.read_folder_config(folder)).transform:
             about = About(config.fields, config.transform.as_dict(), config.class_names)
-        path /= huggingface.PARAMETERS
+        path = folder / huggingface.PARAMETERS
     if path.suffix != ".safetensors":
         return WeightsSource(
             read_beside(path), lambda: (npz.read_checkpoint(path), where)

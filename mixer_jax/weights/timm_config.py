@@ -83,6 +83,15 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     return _DEFAULTS | merged
 
 
+def is_of_timm(path: pathlib.Path) -> bool:
+    """Returns whether a file is a config.json of timm: has an "architecture"."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "architecture" in values
+
+
 def config_error(
     path: pathlib.Path, key: str, found: Any, expected: str
 ) -> CheckpointError:

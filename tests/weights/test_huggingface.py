@@ -12,6 +12,7 @@ from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.mlp_mixer_pytorch import MLP_MIXER_PYTORCH
 from mixer_jax.weights.pytorch import read_pytorch
+from mixer_jax.weights.reading import open_weights, read_weights
 from mixer_jax.weights.state_dict import read_header, read_params, save_state_dict
 from mixer_jax.weights.timm import TIMM
 
@@ -365,3 +366,27 @@ def test_folders_in_half_precision(small, tmp_path):
     assert huggingface.read_folder_config(folder).transform == TORCHVISION
     params = read_params(folder / MODEL, read_header(folder / MODEL, [TIMM]))
     assert params["head"]["bias"].dtype == np.float32
+
+
+def test_the_file_stands_for_its_folder(write, tmp_path):
+    """If config.json is timm's; another one says nothing of it."""
+    folder = write({"label_names": list("abcde")}, mean=[0, 0, 0], std=[1, 1, 1])
+    for found in map(read_weights, (folder, folder / MODEL)):
+        assert (found.transform.mean, found.transform.std) == ((0,) * 3, (1,) * 3)
+        assert found.transform.evaluation == "torchvision"
+        assert found.class_names == list("abcde")
+    (folder / "other.safetensors").symlink_to(folder / MODEL)
+    assert open_weights(folder / "other.safetensors").about.transform == {}
+    for text in ('{"license": "mit"}', "[]", "{"):
+        (folder / "config.json").write_text(text)
+        assert open_weights(folder / MODEL).about.transform == {}
+
+
+def test_the_file_alone_says_what_its_folder_said(small, tmp_path):
+    fields = {"gelu": "tanh", "layer_norm_epsilon": 1e-5}
+    written(tmp_path / "out", small, fields, class_names=["a", "b", "c"])
+    (tmp_path / "out" / MODEL).rename(tmp_path / "a.safetensors")
+    found = read_weights(tmp_path / "a.safetensors")
+    assert found.fields == fields
+    assert found.transform == TORCHVISION
+    assert found.class_names == ["a", "b", "c"]
