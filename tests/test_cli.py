@@ -368,6 +368,21 @@ def test_inspect(mixer_jax, run, monkeypatch, tmp_path):
     assert re.search(r"^head/bias +10 +10$", output, re.M)
 
 
+def test_a_file_that_does_not_say_the_size_of_its_images(mixer_jax, golden, tmp_path):
+    path = golden.path / "mlp_mixer_pytorch.safetensors"
+    status, output, _ = mixer_jax("inspect", path)
+    assert status == 0
+    assert "24 tokens (images of ?, patches of 8x8)" in output
+    assert "computes    gelu erf, layer_norm_epsilon 1e-05" in output
+    figure = tmp_path / "a.png"
+    draw = ("plot", "weights", path, "--pairs", 2, "--blocks", 0, "--output", figure)
+    status, _, messages = mixer_jax(*draw)
+    assert status == 1
+    assert "as in --image-size 320x224" in messages
+    assert mixer_jax(*draw, "--image-size", "32x48")[0] == 0
+    assert decode(figure.read_bytes()).shape[2] == 3
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
 def test_a_file_for_images_of_other_channels(

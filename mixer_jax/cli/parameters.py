@@ -1,5 +1,6 @@
 """What one does with files of parameters: convert, checkpoints, inspect."""
 
+import dataclasses
 import math
 import pathlib
 import shlex
@@ -12,9 +13,11 @@ from mixer_jax.cli.models import ImageSize, Model, Resolution
 from mixer_jax.data.sizes import as_value
 from mixer_jax.run.card import card_facts
 from mixer_jax.run.loading import load_model
+from mixer_jax.run.source import find_workdir
+from mixer_jax.variants import count_patches
 from mixer_jax.weights.about import about_model, beside, write_beside
 from mixer_jax.weights.huggingface import save_folder
-from mixer_jax.weights.layout import shapes_of, sizes_of
+from mixer_jax.weights.layout import infer_model, shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
@@ -25,7 +28,7 @@ from mixer_jax.weights.published import (
     published_name,
 )
 from mixer_jax.weights.pytorch import save_pytorch
-from mixer_jax.weights.reading import open_weights
+from mixer_jax.weights.reading import open_weights, read_weights
 
 
 @app.command
@@ -130,6 +133,16 @@ def inspect(model: Model) -> None:
     if name := published_name(model):
         sizes, known = PUBLISHED[name].sizes, open_weights(name).about.fields
         shapes = sizes.shapes()
+    elif find_workdir(model) is None:  # it need not say the size of its images
+        weights = read_weights(model)
+        sizes = infer_model(weights.params, weights.where)
+        if weights.transform:
+            grid = count_patches(weights.transform.crop, sizes.variant.patches.size)
+            sizes = dataclasses.replace(sizes, grid=grid)
+        known, shapes = (
+            {**PUBLISHED_FIELDS, **weights.fields},
+            shapes_of(weights.params),
+        )
     else:
         loaded = load_model(model)
         num_classes = loaded.model.num_classes or None
