@@ -401,6 +401,30 @@ def test_a_file_for_images_of_other_channels(
     assert mixer_jax("convert", path, tmp_path / "same.npz")[0] == 0
 
 
+def test_a_file_for_images_of_other_colors_is_told_once(
+    mixer_jax, run, pictures, tmp_path
+):
+    """convert keeps it, and evaluate, predict and export use it."""
+    plain = tmp_path / "plain.npz"
+    save_checkpoint(plain, read_checkpoint(run[0] / "final.npz"))
+    colors = ("--mean", "0.485,0.456,0.406", "--std", 0.25)
+    assert mixer_jax("convert", plain, tmp_path / "a.npz", *colors)[0] == 0
+
+    def predicted(*args):
+        status, output, _ = mixer_jax("predict", *args, pictures, "--format", "json")
+        assert status == 0
+        return json.loads(output)
+
+    assert predicted(tmp_path / "a.npz") == predicted(plain, *colors)
+    assert predicted(plain, *colors) != predicted(plain)
+    assert mixer_jax("export", plain, tmp_path / "a.stablehlo", *colors)[0] == 0
+    about = json.loads((tmp_path / "a.stablehlo.json").read_text())["preprocessing"]
+    assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.25] * 3)
+    found = mixer_jax("predict", plain, pictures, "--mean", "0.1,0.2")
+    assert found[0] == 2
+    assert "--mean" in "".join(found[1:])
+
+
 def test_help(mixer_jax):
     status, output, _ = mixer_jax()
     assert status == 0
@@ -449,6 +473,8 @@ def test_help(mixer_jax):
             "convert {run} a.npz --image-size 24 --resolution block_diagonal",
             "CheckpointError: .*no block_diagonal from 4x4 patches to 6x6",
         ),
+        ("predict {run} {pictures} --std 0.5,0,1", "UsageError: --std is 0, expected"),
+        ("convert {run} a.npz --std 0", "UsageError: --std is 0, expected"),
         ("export {run} a.pb", r"UsageError: a.pb ends in neither .stablehlo nor .onnx"),
         ("convert {run} folder", r"UsageError: folder ends in neither .npz nor .safet"),
         ("inspect gs://mixer_models/Mixer-X.npz", "CheckpointError: .* no such publis"),

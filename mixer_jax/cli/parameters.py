@@ -9,7 +9,13 @@ from typing import Literal
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
-from mixer_jax.cli.models import ImageSize, Model, Resolution
+from mixer_jax.cli.models import (
+    ChannelValues,
+    ImageSize,
+    Model,
+    Resolution,
+    check_std,
+)
 from mixer_jax.data.sizes import as_value
 from mixer_jax.run.card import card_facts
 from mixer_jax.run.loading import load_model
@@ -37,6 +43,8 @@ def convert(
     target: Positional[pathlib.Path],
     to: Literal["npz", "timm", "mlp-mixer-pytorch", "hf"] | None = None,
     gelu: Literal["tanh", "erf"] | None = None,
+    mean: ChannelValues = None,
+    std: ChannelValues = None,
     class_names: str | None = None,
     image_size: ImageSize = None,
     resolution: Resolution = "interpolate",
@@ -53,6 +61,8 @@ def convert(
         Default: npz or timm, by the ending of the target.
       gelu: the GELU that the parameters were trained with. Default: what is known of
         the model.
+      mean: of the images, as in evaluate.
+      std: of the images, as in evaluate.
       class_names: as in evaluate.
       image_size: size of the images in pixels, such as 224 or 320x224 (height x
         width). Default: what the model is for. For another size its parameters are
@@ -70,9 +80,12 @@ def convert(
     if ending != (target.suffix if target.suffix in usual else None):
         expected = f"a file that ends in {ending}" if ending else "a folder"
         raise UsageError(f"{target}: --to {kind} writes {expected}.")
+    check_std(std)
     loaded = load_model(
         model,
         gelu=gelu,
+        mean=mean,
+        std=std,
         class_names=class_names,
         image_size=image_size,
         resolution=resolution,
