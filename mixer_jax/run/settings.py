@@ -13,7 +13,7 @@ from mixer_jax.run.config import Config, flatten
 from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.source import open_run, open_source
-from mixer_jax.run.workdir import ADDED_KEYS, recorded_config
+from mixer_jax.run.workdir import ADDED_KEYS, recorded_config, workdir_path
 from mixer_jax.variants import count_patches
 from mixer_jax.weights.layout import shapes_of
 from mixer_jax.weights.published import without_secrets
@@ -52,11 +52,12 @@ def settings_of_source(
       A copy, and what it changes.
 
     Raises:
+      ConfigError: the workdir cannot be one: see `workdir_path`.
       OSError: what pretrained_dir or init_from names is not there, or cannot be
         fetched.
       CheckpointError: it is damaged.
     """
-    recorded = recorded_config(pathlib.Path(workdir).expanduser())
+    recorded = recorded_config(workdir_path(workdir))
     source, where = None, config.init_from
     if not recorded and where:
         source = open_run(pathlib.Path(absolute_folder(where)))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from mixer_jax.data.fingerprint import Fingerprint
 from mixer_jax.data.names import printable
+from mixer_jax.data.preprocess import HALF
+from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.variants import count_patches
 from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.about import ABOUT_FIELDS, About
@@ -127,7 +129,9 @@ def open_run(workdir: pathlib.Path) -> WeightsSource:
       CheckpointError: as `read_run`.
     """
     config, class_names, *_ = read_run(workdir)
-    model, pp = config["model"], config["pp"]
+    # Runs of before these keys had what is the default now.
+    model = {x: FIELD_DEFAULTS.get(f"model.{x}") for x in ABOUT_FIELDS}
+    model, pp = model | config["model"], {"mean": HALF, "std": HALF} | config["pp"]
     about = About(
         {x: model[x] for x in ABOUT_FIELDS if model.get(x) is not None},
         {x: pp[x] for x in TRANSFORM if pp.get(x) is not None},
