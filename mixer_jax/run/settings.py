@@ -15,7 +15,6 @@ from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.source import open_run, open_source
 from mixer_jax.run.workdir import ADDED_KEYS, recorded_config, workdir_path
 from mixer_jax.variants import count_patches
-from mixer_jax.weights.layout import shapes_of
 from mixer_jax.weights.published import without_secrets
 from mixer_jax.weights.reading import WeightsSource, find_checkpoint
 
@@ -128,8 +127,7 @@ def _token_units(
     if source is None:
         units = recorded.get("model.tokens_mlp_dim", given)
         return (None if units % given else units), ""
-    params, _ = source.read()
-    kernel = shapes_of(params).get("MixerBlock_0/token_mixing/Dense_0/kernel")
+    kernel = source.shapes().get("MixerBlock_0/token_mixing/Dense_0/kernel")
     if not kernel or given != kernel[-1]:
         return None, ""
     new_tokens = math.prod(count_patches(crop, fields.patches.size))

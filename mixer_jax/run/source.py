@@ -137,7 +137,11 @@ def open_run(workdir: pathlib.Path) -> WeightsSource:
         {x: pp[x] for x in TRANSFORM if pp.get(x) is not None},
         class_names,
     )
-    return WeightsSource(about, lambda: read_run_params(workdir))
+    return WeightsSource(
+        about,
+        lambda: read_run_params(workdir),
+        lambda: layout.shapes_of(read_run_params(workdir)[0]),
+    )
 
 
 def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:

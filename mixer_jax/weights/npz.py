@@ -54,6 +54,18 @@ def read_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
     return {key: array.shape for key, array in _read_arrays(pathlib.Path(path))}
 
 
+def peek_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
+    """Returns the shapes of the parameters in an npz file, of which none is read.
+
+    Where the file does not tell them, it is read and checked as in read_shapes.
+    """
+    try:
+        with _open(pathlib.Path(path)) as file:
+            return dict(_peek_shape(file, name) for name in file.files)
+    except (KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        return read_shapes(path)
+
+
 def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """Writes the parameters of any model as an npz file: whole or not at all.
 
@@ -223,10 +235,20 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                     + _conversion(path)
                 )
             check_values(array, f"{path}: {name}")
-            if key != name and "_mixing/" in key:
-                array = _squeeze(array, rank=2 if key.endswith("kernel") else 1)
-            yield key, array
+            yield key, _published_axes(name, array)
     log_widening(str(path), narrow, len(keys))
+
+
+def _peek_shape(file: Any, name: str) -> tuple[str, tuple[int, ...]]:
+    """Returns the published key and the shape of an array in an open npz file."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with file.zip.open(f"{name}.npy") as member:
+        shape, _, _ = readers[np.lib.format.read_magic(member)](member)
+    array = np.broadcast_to(np.float32(0), shape)  # takes no memory
+    return _published_key(name), _published_axes(name, array).shape
 
 
 def log_widening(where: str, dtypes: Sequence[str], count: int) -> None:
@@ -288,8 +310,12 @@ def _published_key(key: str) -> str:
     return key
 
 
-def _squeeze(array: np.ndarray, rank: int) -> np.ndarray:
-    """Drops axes of size 1, the first ones first, down to `rank` axes."""
+def _published_axes(name: str, array: np.ndarray) -> np.ndarray:
+    """Drops axes that the older layout has more, of size 1: the first ones first."""
+    key = _published_key(name)
+    if key == name or "_mixing/" not in key:
+        return array
+    rank = 2 if key.endswith("kernel") else 1
     while array.ndim > rank and 1 in array.shape:
         array = array.squeeze(array.shape.index(1))
     return array

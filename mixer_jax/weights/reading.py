@@ -30,7 +30,7 @@ from mixer_jax.weights.published import (
     without_secrets,
 )
 from mixer_jax.weights.pytorch import read_pytorch_header
-from mixer_jax.weights.state_dict import read_params
+from mixer_jax.weights.state_dict import peek_shapes, read_params
 
 
 class Weights(NamedTuple):
@@ -59,10 +59,12 @@ class WeightsSource:
     Attributes:
       about: what it says of them.
       read: reads the parameters; returns them, and the file for messages.
+      shapes: tells their shapes, without reading them where the file has them apart.
     """
 
     about: About
     read: Callable[[], tuple[dict[str, Any], str]]
+    shapes: Callable[[], layout.Shapes]
 
     def load(self, image_size: Size | None = None) -> Weights:
         """Reads the parameters.
@@ -114,7 +116,11 @@ def open_weights(name_or_path: str | os.PathLike[str]) -> WeightsSource:
     """
     text = os.fspath(name_or_path)
     if name := published_name(text):
-        return WeightsSource(_about_published(name), lambda: read_published(name))
+        return WeightsSource(
+            _about_published(name),
+            lambda: read_published(name),
+            lambda: npz.peek_shapes(resolve(name)),
+        )
     path = hub.resolve_hub(text) if hub.is_hub_name(text) else resolve(text)
     where = without_secrets(text) if "://" in text else str(path)
     about, folder = None, huggingface.folder_of(path)
@@ -128,12 +134,18 @@ def open_weights(name_or_path: str | os.PathLike[str]) -> WeightsSource:
         path = folder / huggingface.PARAMETERS
     if path.suffix != ".safetensors":
         return WeightsSource(
-            read_beside(path), lambda: (npz.read_checkpoint(path), where)
+            read_beside(path),
+            lambda: (npz.read_checkpoint(path), where),
+            lambda: npz.peek_shapes(path),
         )
     header = read_pytorch_header(path)
     said = about or from_metadata(path, header.metadata)
     about = said._replace(fields={**header.package.fields, **said.fields})
-    return WeightsSource(about, lambda: (read_params(path, header), where))
+    return WeightsSource(
+        about,
+        lambda: (read_params(path, header), where),
+        lambda: peek_shapes(path, header),
+    )
 
 
 def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> str:

@@ -122,6 +122,23 @@ def read_params(path: str | os.PathLike[str], header: Header) -> dict[str, Any]:
     return layout.unflatten(params)
 
 
+def peek_shapes(path: str | os.PathLike[str], header: Header) -> layout.Shapes:
+    """Returns the shapes of the parameters in a file, of which none is read.
+
+    Where it is not a Mixer's, the file is read and refused as in read_params.
+    """
+    shapes = {}
+    with _open(path) as file:
+        for key, name in header.names.items():
+            shape = file.get_slice(name).get_shape()
+            array = np.broadcast_to(np.float32(0), shape)  # takes no memory
+            try:
+                shapes[key] = header.package.to_ours(key, array).shape
+            except (ValueError, EinopsError):
+                return layout.shapes_of(read_params(path, header))
+    return shapes
+
+
 def save_state_dict(
     path: str | os.PathLike[str],
     params: Mapping[str, Any],

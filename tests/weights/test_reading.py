@@ -7,7 +7,7 @@ import pytest
 
 from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.weights import hub, npz, published, pytorch, reading
+from mixer_jax.weights import hub, layout, npz, published, pytorch, reading
 from mixer_jax.weights.about import About, write_beside
 from mixer_jax.weights.reading import find_checkpoint, open_weights, read_weights
 
@@ -38,6 +38,30 @@ def test_every_kind_says_the_same(kinds, tiny, assert_same):
         assert found.transform == EvalTransform(**ABOUT.transform)
         assert found.class_names == ABOUT.class_names
         assert found.where == str(path)
+
+
+def test_shapes_are_told_without_reading_an_array(kinds, tiny, golden, monkeypatch):
+    for read in ("npz.check_values", "npz.read_shapes", "state_dict.read_params"):
+        monkeypatch.setattr(f"mixer_jax.weights.{read}", None)
+    for path in kinds:
+        assert open_weights(path).shapes() == tiny.sizes.shapes()
+    older = open_weights(golden.path / "older_layout_checkpoint.npz").shapes()
+    assert older == layout.infer_sizes(older, "").shapes()
+    name = "mlp_mixer_pytorch.safetensors"  # whose stem has other axes
+    lucid = open_weights(golden.path / name).shapes()
+    assert lucid == layout.infer_sizes(lucid, "").shapes()
+
+
+def test_shapes_of_damaged_files(kinds):
+    for path in kinds:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"NUMPY", b"numpy"))
+        if path.suffix == ".npz":
+            with pytest.raises(layout.CheckpointError, match="cannot be read"):
+                open_weights(path).shapes()
+        path.write_bytes(content[:-100])
+        with pytest.raises(layout.CheckpointError, match=r"cut off|no whole"):
+            open_weights(path).shapes()
 
 
 def test_what_is_known_of_a_file_that_says_nothing(tiny, tmp_path):
