@@ -153,9 +153,12 @@ def evaluate(
     from mixer_jax.visualize.files import check_figure_path
 
     if dataset is None and find_workdir(model) is None:
+        is_here = (
+            "not " if pathlib.Path(model).expanduser().exists() else "not here, so not "
+        )
         raise UsageError(
-            f"{printable(without_secrets(model))} is not the workdir of a run. A model "
-            "of any other kind needs a --dataset."
+            f"{printable(without_secrets(model))} is {is_here}the workdir of a run. A "
+            "model of any other kind needs a --dataset."
         )
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")
