@@ -259,6 +259,9 @@ def test_convert_there_and_back(mixer_jax, run, golden, tmp_path, caplog):
             caplog.clear()
             assert mixer_jax("convert", source, tmp_path / target)[0] == 0
         assert ("and logits slightly" in caplog.text) == (target[0] == "b")
+    printed = mixer_jax("convert", workdir, tmp_path / "a.npz")[1]
+    beside = tmp_path / "a.npz.json"
+    assert f"{beside}: what is known of them. It belongs to a.npz\n" in printed
     first, last = (read_checkpoint(tmp_path / x) for x in ("a.npz", "c.npz"))
     jax.tree.map(np.testing.assert_array_equal, first, last)
     about = [(tmp_path / f"{x}.npz.json").read_text() for x in "ac"]
@@ -365,6 +368,21 @@ def test_inspect(mixer_jax, run, monkeypatch, tmp_path):
     assert re.search(r"^head/bias +10 +10$", output, re.M)
 
 
+def test_a_file_that_does_not_say_the_size_of_its_images(mixer_jax, golden, tmp_path):
+    path = golden.path / "mlp_mixer_pytorch.safetensors"
+    status, output, _ = mixer_jax("inspect", path)
+    assert status == 0
+    assert "24 tokens (images of ?, patches of 8x8)" in output
+    assert "computes    gelu erf, layer_norm_epsilon 1e-05" in output
+    figure = tmp_path / "a.png"
+    draw = ("plot", "weights", path, "--pairs", 2, "--blocks", 0, "--output", figure)
+    status, _, messages = mixer_jax(*draw)
+    assert status == 1
+    assert "as in --image-size 320x224" in messages
+    assert mixer_jax(*draw, "--image-size", "32x48")[0] == 0
+    assert decode(figure.read_bytes()).shape[2] == 3
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
 def test_a_file_for_images_of_other_channels(
@@ -381,6 +399,30 @@ def test_a_file_for_images_of_other_channels(
     assert "for images of 16x16 pixels and 3 channels" in messages
     assert f"stem/kernel: found (4, 4, {channels}, 12), expected (4, 4, 3" in messages
     assert mixer_jax("convert", path, tmp_path / "same.npz")[0] == 0
+
+
+def test_a_file_for_images_of_other_colors_is_told_once(
+    mixer_jax, run, pictures, tmp_path
+):
+    """convert keeps it, and evaluate, predict and export use it."""
+    plain = tmp_path / "plain.npz"
+    save_checkpoint(plain, read_checkpoint(run[0] / "final.npz"))
+    colors = ("--mean", "0.485,0.456,0.406", "--std", 0.25)
+    assert mixer_jax("convert", plain, tmp_path / "a.npz", *colors)[0] == 0
+
+    def predicted(*args):
+        status, output, _ = mixer_jax("predict", *args, pictures, "--format", "json")
+        assert status == 0
+        return json.loads(output)
+
+    assert predicted(tmp_path / "a.npz") == predicted(plain, *colors)
+    assert predicted(plain, *colors) != predicted(plain)
+    assert mixer_jax("export", plain, tmp_path / "a.stablehlo", *colors)[0] == 0
+    about = json.loads((tmp_path / "a.stablehlo.json").read_text())["preprocessing"]
+    assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.25] * 3)
+    found = mixer_jax("predict", plain, pictures, "--mean", "0.1,0.2")
+    assert found[0] == 2
+    assert "--mean" in "".join(found[1:])
 
 
 def test_help(mixer_jax):
@@ -431,6 +473,8 @@ def test_help(mixer_jax):
             "convert {run} a.npz --image-size 24 --resolution block_diagonal",
             "CheckpointError: .*no block_diagonal from 4x4 patches to 6x6",
         ),
+        ("predict {run} {pictures} --std 0.5,0,1", "UsageError: --std is 0, expected"),
+        ("convert {run} a.npz --std 0", "UsageError: --std is 0, expected"),
         ("export {run} a.pb", r"UsageError: a.pb ends in neither .stablehlo nor .onnx"),
         ("convert {run} folder", r"UsageError: folder ends in neither .npz nor .safet"),
         ("inspect gs://mixer_models/Mixer-X.npz", "CheckpointError: .* no such publis"),

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, plot_app
-from mixer_jax.cli.models import Flags, Model
+from mixer_jax.cli.models import Flags, ImageSize, Model
 from mixer_jax.data.dataset import DatasetError, Example, Source
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.names import printable
@@ -54,6 +54,7 @@ def weights(
     model: Model,
     blocks: tuple[int, ...] = (),
     pairs: int = 32,
+    image_size: ImageSize = None,
     output: pathlib.Path = pathlib.Path("weights.png"),
 ) -> None:
     """Draws what a model has learned to look for, as the paper's figures 5 to 7 do.
@@ -64,6 +65,9 @@ def weights(
     Args:
       blocks: whose units to draw. Default: the first three.
       pairs: of units to draw of each block, at most.
+      image_size: size of the images in pixels, such as 224 or 320x224 (height x
+        width). Default: what the model is for. For another size its parameters are
+        interpolated.
       output: the file to write, .png or .svg.
     """
     from mixer_jax.visualize import draw_weights
@@ -71,7 +75,7 @@ def weights(
     check_figure_path(output)
     if pairs < 1:
         raise UsageError(f"--pairs is {pairs}; 1 is the least.")
-    loaded = load_model(model)
+    loaded = load_model(model, image_size=image_size)
     title = printable(without_secrets(model))
     figure = draw_weights(loaded, title=title, blocks=blocks or None, num_pairs=pairs)
     save_figure(figure, output)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,12 @@ from tyro.conf import Positional
 from mixer_jax.cli.app import UsageError, app, print_table
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.names import printable
-from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.preprocess import (
+    EVALUATIONS,
+    Color,
+    EvalTransform,
+    as_color,
+)
 from mixer_jax.data.sizes import Size, covers, parse_size, size_text
 from mixer_jax.data.walk import find_images
 from mixer_jax.evaluation.prediction import format_predictions
@@ -52,6 +58,29 @@ ImageSize = (
 )
 
 
+def _parse_color(text: str) -> Color:
+    """Returns the three numbers in a text such as "0.5" or "0.485,0.456,0.406"."""
+    values = [float(x) for x in text.split(",")]
+    if len(values) not in (1, 3) or not all(0 <= x < math.inf for x in values):
+        raise ValueError(f"{text!r} is not one number or three, such as 0.5,0.5,0.5.")
+    return as_color(values[0] if len(values) == 1 else values)
+
+
+ChannelValues = (
+    Annotated[
+        Color,
+        tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="X|R,G,B",
+            instance_from_str=lambda texts: _parse_color(texts[0]),
+            is_instance=lambda x: isinstance(x, tuple),
+            str_from_instance=lambda color: [",".join(map(str, color))],
+        ),
+    ]
+    | None
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
     """How to use a model, instead of what its run or file says."""
@@ -61,6 +90,11 @@ class ModelFlags:
     known of the model."""
     gelu: Literal["tanh", "erf"] | None = None
     """Default: what is known of the model."""
+    mean: ChannelValues = None
+    """Of red, green and blue in units of [0, 1], such as 0.5 or 0.485,0.456,0.406.
+    Default: what is known of the model, or 0.5."""
+    std: ChannelValues = None
+    """The standard deviation in the same way."""
     evaluation: Evaluation | None = None
     """How images are brought to size. Default: what is known of the model, or
     resize."""
@@ -82,6 +116,8 @@ class ModelFlags:
         loaded = load_model(
             model,
             gelu=self.gelu,
+            mean=self.mean,
+            std=self.std,
             class_names=self.class_names,
             image_size=self.image_size,
             resolution=self.resolution,
@@ -90,6 +126,7 @@ class ModelFlags:
         if loaded.config is None:  # a file may be for images of other channels
             where, shape = without_secrets(model), (*old.crop, 3)
             check_params(loaded.params, loaded.model, shape, where)
+        check_std(self.std)
         if self.resize is not None and min(self.resize) < 1:
             raise UsageError(f"--resize is {size_text(self.resize)}; 1 is the least.")
         resize = self.resize or old.resize
@@ -106,6 +143,12 @@ class ModelFlags:
                 f"{new.evaluation} needs at least that. Give --resize {crop}, say."
             )
         return loaded, new
+
+
+def check_std(std: Color | None) -> None:
+    """Raises a UsageError unless pixels can be divided by `std`."""
+    if std is not None and min(std) == 0:
+        raise UsageError("--std is 0, expected numbers above 0.")
 
 
 Model = Annotated[

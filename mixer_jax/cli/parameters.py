@@ -1,5 +1,6 @@
 """What one does with files of parameters: convert, checkpoints, inspect."""
 
+import dataclasses
 import math
 import pathlib
 import shlex
@@ -8,24 +9,32 @@ from typing import Literal
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
-from mixer_jax.cli.models import ImageSize, Model, Resolution
+from mixer_jax.cli.models import (
+    ChannelValues,
+    ImageSize,
+    Model,
+    Resolution,
+    check_std,
+)
 from mixer_jax.data.sizes import as_value
 from mixer_jax.run.card import card_facts
 from mixer_jax.run.loading import load_model
-from mixer_jax.weights.about import about_model, write_beside
+from mixer_jax.run.source import find_workdir
+from mixer_jax.variants import count_patches
+from mixer_jax.weights.about import about_model, beside, write_beside
 from mixer_jax.weights.huggingface import save_folder
-from mixer_jax.weights.layout import shapes_of, sizes_of
+from mixer_jax.weights.layout import infer_model, shapes_of, sizes_of
 from mixer_jax.weights.names import block_of, in_block, is_head
 from mixer_jax.weights.npz import save_checkpoint
 from mixer_jax.weights.published import (
-    FIELDS,
     PUBLISHED,
+    PUBLISHED_FIELDS,
     cache_dir,
     is_cached,
     published_name,
 )
 from mixer_jax.weights.pytorch import save_pytorch
-from mixer_jax.weights.reading import open_weights
+from mixer_jax.weights.reading import open_weights, read_weights
 
 
 @app.command
@@ -34,6 +43,8 @@ def convert(
     target: Positional[pathlib.Path],
     to: Literal["npz", "timm", "mlp-mixer-pytorch", "hf"] | None = None,
     gelu: Literal["tanh", "erf"] | None = None,
+    mean: ChannelValues = None,
+    std: ChannelValues = None,
     class_names: str | None = None,
     image_size: ImageSize = None,
     resolution: Resolution = "interpolate",
@@ -50,6 +61,8 @@ def convert(
         Default: npz or timm, by the ending of the target.
       gelu: the GELU that the parameters were trained with. Default: what is known of
         the model.
+      mean: of the images, as in evaluate.
+      std: of the images, as in evaluate.
       class_names: as in evaluate.
       image_size: size of the images in pixels, such as 224 or 320x224 (height x
         width). Default: what the model is for. For another size its parameters are
@@ -67,9 +80,12 @@ def convert(
     if ending != (target.suffix if target.suffix in usual else None):
         expected = f"a file that ends in {ending}" if ending else "a folder"
         raise UsageError(f"{target}: --to {kind} writes {expected}.")
+    check_std(std)
     loaded = load_model(
         model,
         gelu=gelu,
+        mean=mean,
+        std=std,
         class_names=class_names,
         image_size=image_size,
         resolution=resolution,
@@ -78,13 +94,13 @@ def convert(
     if loaded.transform.permute:
         print("The model expects permuted pixels (pp.permute), which no file can say.")
     if kind == "npz":
-        write_beside(target, about)
         save_checkpoint(target, loaded.params)
+        write_beside(target, about)
     elif kind == "hf":
         save_folder(
             target,
             loaded.params,
-            {**FIELDS, **about.fields},  # a fork may lack some
+            {**PUBLISHED_FIELDS, **about.fields},  # a fork may lack some
             loaded.transform,
             loaded.class_names,
             card_facts(loaded, model),
@@ -94,6 +110,8 @@ def convert(
     files = sorted(target.iterdir()) if kind == "hf" else [target]
     for file in files:
         print(f"{file}: {file.stat().st_size:,} bytes")
+    if kind == "npz":
+        print(f"{beside(target)}: what is known of them. It belongs to {target.name}")
     if image_size:
         crop = str(as_value(image_size)).replace(" ", "")
         options = [f"--config.pp.crop={shlex.quote(crop)}"]
@@ -128,6 +146,16 @@ def inspect(model: Model) -> None:
     if name := published_name(model):
         sizes, known = PUBLISHED[name].sizes, open_weights(name).about.fields
         shapes = sizes.shapes()
+    elif find_workdir(model) is None:  # it need not say the size of its images
+        weights = read_weights(model)
+        sizes = infer_model(weights.params, weights.where)
+        if weights.transform:
+            grid = count_patches(weights.transform.crop, sizes.variant.patches.size)
+            sizes = dataclasses.replace(sizes, grid=grid)
+        known, shapes = (
+            {**PUBLISHED_FIELDS, **weights.fields},
+            shapes_of(weights.params),
+        )
     else:
         loaded = load_model(model)
         num_classes = loaded.model.num_classes or None

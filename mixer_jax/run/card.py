@@ -30,7 +30,9 @@ def card_facts(
     start = config.get("init_from")
     if pretrained := config["pretrained_dir"]:
         file = find_checkpoint(pretrained, config["model"]["model_name"])
+        is_gone = os.path.isabs(file) and not os.path.exists(file)
         start = file.removeprefix(BUCKET).removesuffix(".npz")
+        start = pretrained if is_gone else start
     facts = {
         "Trained on": _shown(config["dataset"]),
         "Started from": _shown(start) if start else "random parameters",

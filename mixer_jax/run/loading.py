@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,8 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     *,
     gelu: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     class_names: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     resolution: str = "interpolate",
@@ -83,6 +85,9 @@ def load_model(
         newest checkpoint is read. Or what `mixer_jax.weights.reading.open_weights`
         takes: a published name, one of the Hugging Face hub, a file, a folder.
       gelu: "tanh" or "erf", to be used instead of what is known of the parameters.
+      mean: of red, green and blue in units of [0, 1], or one number for all three, to
+        be used instead of what is known.
+      std: the standard deviation in the same way.
       class_names: "imagenet1k", or a file with one name a line or a JSON list of them,
         to be used instead of what is known. A run has those of its dataset, a published
         file of 1000 classes those of ImageNet-1k.
@@ -115,6 +120,10 @@ def load_model(
         loaded = _at_image_size(loaded, size, resolution, where)
     if gelu:
         loaded = dataclasses.replace(loaded, model=loaded.model.clone(gelu=gelu))
+    given: dict[str, Any] = {"mean": mean, "std": std}
+    colors = {key: x for key, x in given.items() if x is not None}
+    transform = dataclasses.replace(loaded.transform, **colors)
+    loaded = dataclasses.replace(loaded, transform=transform)
     if class_names:
         loaded = dataclasses.replace(loaded, class_names=_read_names(class_names))
     names, num_classes = loaded.class_names, loaded.model.num_classes

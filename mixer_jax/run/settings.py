@@ -13,11 +13,11 @@ from mixer_jax.run.config import Config, flatten
 from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.source import open_run, open_source
-from mixer_jax.run.workdir import ADDED_KEYS, recorded_config
+from mixer_jax.run.workdir import ADDED_KEYS, recorded_config, workdir_path
 from mixer_jax.variants import count_patches
 from mixer_jax.weights.layout import shapes_of
 from mixer_jax.weights.published import without_secrets
-from mixer_jax.weights.reading import Source, find_checkpoint
+from mixer_jax.weights.reading import WeightsSource, find_checkpoint
 
 # The keys of a config whose None stands for what the file says, or else the default.
 _DEFAULTS: dict[str, Any] = {
@@ -52,11 +52,12 @@ def settings_of_source(
       A copy, and what it changes.
 
     Raises:
+      ConfigError: the workdir cannot be one: see `workdir_path`.
       OSError: what pretrained_dir or init_from names is not there, or cannot be
         fetched.
       CheckpointError: it is damaged.
     """
-    recorded = recorded_config(pathlib.Path(workdir).expanduser())
+    recorded = recorded_config(workdir_path(workdir))
     source, where = None, config.init_from
     if not recorded and where:
         source = open_run(pathlib.Path(absolute_folder(where)))
@@ -90,7 +91,7 @@ def settings_of_source(
     return config, notes
 
 
-def _said_by(source: Source) -> dict[str, Any]:
+def _said_by(source: WeightsSource) -> dict[str, Any]:
     """Returns the values of keys of a config that a source says."""
     about = source.about
     colors = {
@@ -114,7 +115,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _token_units(
-    config: Config, recorded: Mapping[str, Any], source: Source | None
+    config: Config, recorded: Mapping[str, Any], source: WeightsSource | None
 ) -> tuple[int | None, str]:
     """Returns the tokens_mlp_dim that block_diagonal needs, and a note that it is new.
 

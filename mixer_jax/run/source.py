@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from mixer_jax.data.fingerprint import Fingerprint
 from mixer_jax.data.names import printable
+from mixer_jax.data.preprocess import HALF
+from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.variants import count_patches
 from mixer_jax.weights import huggingface, layout
-from mixer_jax.weights.about import FIELDS, About
+from mixer_jax.weights.about import ABOUT_FIELDS, About
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.npz import merge_pretrained, read_checkpoint
-from mixer_jax.weights.reading import Source, Weights, open_weights
+from mixer_jax.weights.reading import Weights, WeightsSource, open_weights
 from mixer_jax.weights.resolution import RESOLUTIONS, adapt
 
 # Of the keys pp.*, those that are fields of EvalTransform and go with the parameters.
@@ -107,7 +109,7 @@ def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
     return params, f"{workdir}, step {saved_steps(workdir)[-1]}"
 
 
-def open_source(name_or_path: str | os.PathLike[str]) -> Source:
+def open_source(name_or_path: str | os.PathLike[str]) -> WeightsSource:
     """Tells what a name or a path stands for, and what is known of it.
 
     Args:
@@ -120,20 +122,22 @@ def open_source(name_or_path: str | os.PathLike[str]) -> Source:
     return open_weights(name_or_path) if workdir is None else open_run(workdir)
 
 
-def open_run(workdir: pathlib.Path) -> Source:
+def open_run(workdir: pathlib.Path) -> WeightsSource:
     """Returns the parameters of a run, and what is known of them.
 
     Raises:
       CheckpointError: as `read_run`.
     """
     config, class_names, *_ = read_run(workdir)
-    model, pp = config["model"], config["pp"]
+    # Runs of before these keys had what is the default now.
+    model = {x: FIELD_DEFAULTS.get(f"model.{x}") for x in ABOUT_FIELDS}
+    model, pp = model | config["model"], {"mean": HALF, "std": HALF} | config["pp"]
     about = About(
-        {x: model[x] for x in FIELDS if model.get(x) is not None},
+        {x: model[x] for x in ABOUT_FIELDS if model.get(x) is not None},
         {x: pp[x] for x in TRANSFORM if pp.get(x) is not None},
         class_names,
     )
-    return Source(about, lambda: read_run_params(workdir))
+    return WeightsSource(about, lambda: read_run_params(workdir))
 
 
 def load_checkpoint(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:

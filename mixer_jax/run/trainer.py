@@ -85,6 +85,8 @@ def train_and_evaluate(
     check_processes(comparable(config))
     config, mesh = check_run(config)
     config, notes = first_process_first(settings_of_source, config, workdir)
+    # Each host may have read a file of its own.
+    check_same("what the parameters to start from say", comparable(config))
     workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context

@@ -18,7 +18,12 @@ from mixer_jax.files import replace_when_whole
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.run.model import FIELD_DEFAULTS
-from mixer_jax.run.paths import is_dataset, resolved, with_absolute_paths
+from mixer_jax.run.paths import (
+    absolute_folder,
+    is_dataset,
+    resolved,
+    with_absolute_paths,
+)
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
@@ -53,15 +58,11 @@ AS_TYPED = "as_typed"
 logger = logging.getLogger(__name__)
 
 
-def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the absolute path of a folder for the run, made if there is none.
-
-    The same config may have paths that are spelled otherwise. Whether another dataset
-    is the same one, at another place, shows later: see `check_same_data`.
+def workdir_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the absolute path of a folder that a run may be in.
 
     Raises:
-      ConfigError: it is a URL, or has the result of a run with another config.
-      ProcessError: another process sees another folder.
+      ConfigError: it is a URL, or its name is not in UTF-8.
     """
     if "://" in os.fspath(workdir):
         raise ConfigError(
@@ -73,6 +74,20 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
             f"The workdir is {printable(path)}: its name is not in UTF-8, and Orbax "
             "writes no checkpoints there. Take another --workdir."
         )
+    return path
+
+
+def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the absolute path of a folder for the run, made if there is none.
+
+    The same config may have paths that are spelled otherwise. Whether another dataset
+    is the same one, at another place, shows later: see `check_same_data`.
+
+    Raises:
+      ConfigError: as `workdir_path`, or it has the result of a run with another config.
+      ProcessError: another process sees another folder.
+    """
+    path = workdir_path(workdir)
     path.mkdir(parents=True, exist_ok=True)
     check_shared(path)
     differences = _differences(config, path)
@@ -107,6 +122,10 @@ def _differences(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Any, 
     fields = {key: x for key, x in FIELD_DEFAULTS.items() if key in new}
     old = ADDED_KEYS | fields | recorded
     one, other = resolved(old), resolved(new)
+    name, there = new.get("pretrained_dir"), one.get("pretrained_dir")
+    # A path whose folder is gone looks like a name of the hub.
+    if name and os.path.realpath(absolute_folder(name)) == there:
+        other["pretrained_dir"] = there
     absent = object()
     return {
         key: (old.get(key, "absent"), new.get(key, "absent"))

@@ -28,6 +28,7 @@ _PACKAGES = (
     "opencv-python-headless",
     "optax",
     "orbax-checkpoint",
+    "pillow",
 )
 
 # The settings of JAX that change numbers or programs.

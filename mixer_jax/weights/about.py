@@ -17,7 +17,7 @@ from mixer_jax.model import GELUS, MlpMixer
 from mixer_jax.weights.layout import CheckpointError
 
 # Fields of MlpMixer that change what is computed, and no shape; and a label.
-FIELDS = ("model_name", "gelu", "layer_norm_epsilon")
+ABOUT_FIELDS = ("model_name", "gelu", "layer_norm_epsilon")
 _TEXTS = ("model_name", "gelu")  # in metadata, the other values are JSON
 
 
@@ -25,7 +25,7 @@ class About(NamedTuple):
     """What is known of parameters.
 
     Attributes:
-      fields: of MlpMixer, some of FIELDS.
+      fields: of MlpMixer, some of ABOUT_FIELDS.
       transform: of EvalTransform, which makes the images that the model expects.
       class_names: what the logits stand for; None if that is not known.
     """
@@ -39,7 +39,7 @@ def about_model(
     model: MlpMixer, transform: EvalTransform, class_names: Sequence[str] | None
 ) -> About:
     """Returns what is to be known of a model's parameters."""
-    fields = {name: getattr(model, name, None) for name in FIELDS}
+    fields = {name: getattr(model, name, None) for name in ABOUT_FIELDS}
     return About(
         {name: value for name, value in fields.items() if value is not None},
         {} if transform.permute else transform.as_dict(),
@@ -87,7 +87,9 @@ def from_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> 
     Raises:
       CheckpointError: they are damaged.
     """
-    keys = [key for key in (*FIELDS, "transform", "class_names") if key in metadata]
+    keys = [
+        key for key in (*ABOUT_FIELDS, "transform", "class_names") if key in metadata
+    ]
     try:
         values = {
             key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
@@ -108,7 +110,7 @@ def _checked(where: str, values: Any) -> About:
     if not isinstance(values, dict):
         problem = f"found {values!r:.60}, expected an object"
         values = {}
-    fields = {key: values[key] for key in FIELDS if key in values}
+    fields = {key: values[key] for key in ABOUT_FIELDS if key in values}
     names, transform = values.get("class_names"), values.get("transform", {})
     if fields.get("gelu", "tanh") not in GELUS:
         problem = f"gelu is {fields['gelu']!r}, expected {' or '.join(GELUS)}"

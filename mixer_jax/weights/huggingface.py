@@ -19,15 +19,17 @@ from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.data.sizes import size_text
 from mixer_jax.files import replace_folder_when_whole
 from mixer_jax.weights import layout
+from mixer_jax.weights.about import About, to_metadata
 from mixer_jax.weights.card import make_card, timm_arguments
 from mixer_jax.weights.pytorch import read_pytorch_header
 from mixer_jax.weights.state_dict import Header, read_header, save_state_dict
 from mixer_jax.weights.timm import TIMM
 from mixer_jax.weights.timm_config import (
     ARCHITECTURES,
-    GELUS,
+    TIMM_GELUS,
     class_names_of,
     config_error,
+    is_of_timm,
     make_config,
     read_config,
     transform_of,
@@ -58,6 +60,19 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return all((pathlib.Path(path) / name).is_file() for name in (CONFIG, PARAMETERS))
 
 
+def folder_of(path: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Returns the folder that a path stands for; None if it stands for none.
+
+    A model.safetensors stands for its folder, if timm's config.json is beside it.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return path if is_folder(path) else None
+    if path.name == PARAMETERS and is_folder(path.parent):
+        return path.parent if is_of_timm(path.parent / CONFIG) else None
+    return None
+
+
 def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
     """Reads what the config.json of a folder says of its parameters, and checks it.
 
@@ -83,7 +98,7 @@ def read_folder_config(folder: str | os.PathLike[str]) -> FolderConfig:
     shapes = _shapes(folder / PARAMETERS, header)
     gelu = header.metadata.get("gelu", TIMM.fields["gelu"])
     if act_layer := config.get("model_args.act_layer"):
-        gelu = GELUS[act_layer]
+        gelu = TIMM_GELUS[act_layer]
     fields = {
         "gelu": gelu,
         "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-6),
@@ -154,6 +169,8 @@ def save_folder(
     sizes = layout.infer_model(params)
     num_classes, variant = sizes.num_classes or 0, sizes.variant
     fields = {**TIMM.fields, **fields}
+    names = None if class_names is None else list(class_names)
+    about = About(fields, transform.as_dict(), names)
     if class_names is not None and len(class_names) != num_classes:
         raise layout.CheckpointError(
             f"{folder}: not written. There are {len(class_names)} names for "
@@ -185,7 +202,7 @@ def save_folder(
     with replace_folder_when_whole(folder, _is_own) as partial:
         try:
             path = partial / PARAMETERS
-            save_state_dict(path, params, TIMM, {"gelu": fields["gelu"]})
+            save_state_dict(path, params, TIMM, to_metadata(about))
         except layout.CheckpointError as error:
             text = str(error).replace(str(path), str(folder))
             raise layout.CheckpointError(text) from error

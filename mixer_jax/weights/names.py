@@ -34,7 +34,7 @@ class _Package(NamedTuple):
     first: int
 
 
-_PACKAGES = {
+PACKAGES = {
     "timm": _Package(
         (
             "stem.proj",
@@ -66,7 +66,6 @@ _PACKAGES = {
         first=2,
     ),
 }
-PACKAGES = tuple(_PACKAGES)
 
 _KEYS = [f"{module}/{x}" for module, w in _MODULES.items() for x in (w, "bias")]
 # At most four digits: a stray number must not make a table of a billion keys.
@@ -106,7 +105,7 @@ def published_keys(num_blocks: int, with_head: bool) -> list[str]:
 
 def pytorch_names(package: str, num_blocks: int, with_head: bool) -> dict[str, str]:
     """Returns what one of PACKAGES calls each key of a published Mixer."""
-    modules, first = _PACKAGES[package]
+    modules, first = PACKAGES[package]
     named = dict(zip(_MODULES, modules, strict=True))
     end = first + num_blocks
     found = {}
@@ -120,7 +119,7 @@ def pytorch_names(package: str, num_blocks: int, with_head: bool) -> dict[str, s
 
 def count_blocks(package: str, found: Iterable[str]) -> int:
     """Returns the number of blocks for which there are names of one of PACKAGES."""
-    modules, first = _PACKAGES[package]
+    modules, first = PACKAGES[package]
     in_blocks = [re.escape(x) for x in modules if "{i}" in x]
     number = r"(?P<i>0|[1-9]\d{0,3})"
     patterns = [re.compile(x.replace(r"\{i\}", number) + r"\.") for x in in_blocks]

@@ -17,6 +17,7 @@ import numpy as np
 
 from mixer_jax.files import replace_when_whole
 from mixer_jax.weights import contents, layout, names, resolution
+from mixer_jax.weights.about import beside
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ def read_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
 def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """Writes the parameters of any model as an npz file: whole or not at all.
 
+    A JSON file beside it, which tells of the parameters that were there before, is
+    removed. See `mixer_jax.weights.about.write_beside`.
+
     Args:
       path: the file, used as given; folders above it are made.
       params: a nested dict of float32 JAX or numpy arrays, the tree below "params".
@@ -76,6 +80,7 @@ def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> 
         check_values(array, f"{path}: not written. {key}")
     with replace_when_whole(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+    beside(path).unlink(missing_ok=True)
 
 
 def merge_pretrained(

@@ -24,7 +24,7 @@ from mixer_jax.weights.pytorch import read_pytorch
 SUFFIXES = (".npz", ".safetensors")  # of files of parameters
 BUCKET = "gs://mixer_models/"
 # Of MlpMixer, as the published files were trained.
-FIELDS = {"gelu": "tanh", "layer_norm_epsilon": 1e-6}
+PUBLISHED_FIELDS = {"gelu": "tanh", "layer_norm_epsilon": 1e-6}
 BASE_URL = "https://storage.googleapis.com/mixer_models/"  # the same, for everyone
 
 

@@ -20,8 +20,8 @@ from mixer_jax.weights import hub, huggingface, layout, npz
 from mixer_jax.weights.about import About, from_metadata, read_beside
 from mixer_jax.weights.published import (
     BUCKET,
-    FIELDS,
     PUBLISHED,
+    PUBLISHED_FIELDS,
     SUFFIXES,
     is_published_folder,
     published_name,
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
     Attributes:
       params: a nested dict of float32 numpy arrays, with published keys.
-      fields: of MlpMixer, what is known beyond sizes: some of `about.FIELDS`.
+      fields: of MlpMixer, what is known beyond sizes: some of `about.ABOUT_FIELDS`.
       transform: makes the images that the model expects; None if their size is not
         known, since they are not square or the model is no published one.
       class_names: what the logits stand for; None if that is not known.
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """Something that holds parameters, and what is known before they are read.
 
     Attributes:
@@ -84,7 +84,7 @@ def read_weights(
 
     Args:
       name_or_path: what `open_weights` takes.
-      image_size: see `Source.load`.
+      image_size: see `WeightsSource.load`.
 
     Raises:
       OSError: there is no such file, or it cannot be fetched.
@@ -93,15 +93,16 @@ def read_weights(
     return open_weights(name_or_path).load(image_size)
 
 
-def open_weights(name_or_path: str | os.PathLike[str]) -> Source:
+def open_weights(name_or_path: str | os.PathLike[str]) -> WeightsSource:
     """Tells what a name or a path stands for, and what is known of it.
 
     Args:
       name_or_path: one of PUBLISHED, such as "imagenet21k/Mixer-B_16", or its URL; a
         repository of the Hugging Face hub, such as "timm/mixer_b16_224.goog_in21k"; the
         URL of a file; or the path of a file, or of a folder with config.json and
-        model.safetensors. A file that ends in .safetensors is of timm or of
-        mlp-mixer-pytorch; any other is an npz file.
+        model.safetensors. A model.safetensors beside timm's config.json stands for the
+        folder. A file that ends in .safetensors is of timm or of mlp-mixer-pytorch; any
+        other is an npz file.
 
     Returns:
       The source. Of the published files nothing is fetched or read before the
@@ -113,24 +114,26 @@ def open_weights(name_or_path: str | os.PathLike[str]) -> Source:
     """
     text = os.fspath(name_or_path)
     if name := published_name(text):
-        return Source(_about_published(name), lambda: read_published(name))
+        return WeightsSource(_about_published(name), lambda: read_published(name))
     path = hub.resolve_hub(text) if hub.is_hub_name(text) else resolve(text)
     where = without_secrets(text) if "://" in text else str(path)
-    about = None
-    if path.is_dir():
-        if not huggingface.is_folder(path):
-            raise IsADirectoryError(
-                f"{path} is a folder without config.json and model.safetensors."
-            )
-        if (config := huggingface.read_folder_config(path)).transform:
+    about, folder = None, huggingface.folder_of(path)
+    if path.is_dir() and folder is None:
+        raise IsADirectoryError(
+            f"{path} is a folder without config.json and model.safetensors."
+        )
+    if folder:
+        if (config := huggingface.read_folder_config(folder)).transform:
             about = About(config.fields, config.transform.as_dict(), config.class_names)
-        path /= huggingface.PARAMETERS
+        path = folder / huggingface.PARAMETERS
     if path.suffix != ".safetensors":
-        return Source(read_beside(path), lambda: (npz.read_checkpoint(path), where))
+        return WeightsSource(
+            read_beside(path), lambda: (npz.read_checkpoint(path), where)
+        )
     header = read_pytorch_header(path)
     said = about or from_metadata(path, header.metadata)
     about = said._replace(fields={**header.package.fields, **said.fields})
-    return Source(about, lambda: (read_params(path, header), where))
+    return WeightsSource(about, lambda: (read_params(path, header), where))
 
 
 def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> str:
@@ -180,7 +183,7 @@ def find_checkpoint(pretrained_dir: str | os.PathLike[str], model_name: str) -> 
 def _about_published(name: str) -> About:
     num_classes = PUBLISHED[name].sizes.num_classes
     return About(
-        {"model_name": name, **FIELDS},
+        {"model_name": name, **PUBLISHED_FIELDS},
         # The paper's second way to make images.
         {
             "evaluation": "resize_small_then_central_crop",

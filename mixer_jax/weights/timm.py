@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from mixer_jax.model import GELUS
-from mixer_jax.weights import layout, state_dict
+from mixer_jax.weights import state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -39,37 +39,6 @@ def _to_theirs(key: str, array: np.ndarray) -> np.ndarray:
 TIMM = state_dict.Package(
     "timm", {"gelu": "erf", "layer_norm_epsilon": 1e-6}, _to_ours, _to_theirs
 )
-
-
-def load_timm(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the parameters of a timm Mixer.
-
-    Args:
-      path: a safetensors file of a Mixer's state dict, such as the model.safetensors
-        of timm/mixer_b16_224.goog_in21k.
-
-    Returns:
-      The published parameter tree, a nested dict of float32 numpy arrays.
-
-    Raises:
-      FileNotFoundError, IsADirectoryError: there is no file.
-      CheckpointError: it is no sound safetensors file, of another dtype, not finite, or
-        not a whole Mixer of timm.
-    """
-    params = state_dict.read_params(path, state_dict.read_header(path, [TIMM]))
-    layout.infer_model(params, str(path))
-    return params
-
-
-def timm_gelu(path: str | os.PathLike[str]) -> str:
-    """Returns the GELU that the parameters in a safetensors file were trained with.
-
-    That is "erf", as in timm, unless save_timm noted otherwise in the file.
-
-    Raises:
-      FileNotFoundError, IsADirectoryError, CheckpointError: as load_timm.
-    """
-    return state_dict.read_header(path, [TIMM]).metadata.get("gelu", "erf")
 
 
 def save_timm(

@@ -27,7 +27,7 @@ ARCHITECTURES = {
 # the names here.
 EVALUATIONS = {"center": "torchvision", "squash": "resize_then_central_crop"}
 INTERPOLATIONS = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
-GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
+TIMM_GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
 
 # What timm takes where config.json does not say: the fields of its PretrainedCfg.
 _DEFAULTS: dict[str, Any] = {
@@ -81,6 +81,15 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         if key.startswith("model_args.") and key not in _RULES | _FREE_ARGS:
             raise config_error(path, key, merged[key], "no such key, which is unknown")
     return _DEFAULTS | merged
+
+
+def is_of_timm(path: pathlib.Path) -> bool:
+    """Returns whether a file is a config.json of timm: has an "architecture"."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "architecture" in values
 
 
 def config_error(
@@ -167,7 +176,7 @@ _RULES: dict[str, Check] = {
     "model_args.in_chans": _only(3),
     "model_args.global_pool": _only("avg"),
     "model_args.stem_norm": _only(False),
-    "model_args.act_layer": _one_of(GELUS),
+    "model_args.act_layer": _one_of(TIMM_GELUS),
 }
 # Arguments of timm's MlpMixer that change only how it is trained; and mlp_ratio, which
 # the shapes of the parameters say.

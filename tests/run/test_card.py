@@ -51,6 +51,7 @@ def test_what_is_not_known_is_left_out(run, tmp_path):
 
 def test_no_folders_of_this_machine_and_no_secrets(run, tmp_path):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "Mixer-B_16.npz").touch()
     pretrained = {"model": {"model_name": "Mixer-B_16"}}
     for changes, key, expected in [
         ({"dataset": str(tmp_path / "photos")}, "Trained on", "photos"),
@@ -61,9 +62,14 @@ def test_no_folders_of_this_machine_and_no_secrets(run, tmp_path):
             "imagenet21k/Mixer-B_16",
         ),
         (
-            pretrained | {"pretrained_dir": str(tmp_path / "moved")},
+            pretrained | {"pretrained_dir": str(tmp_path / "photos")},
             "Started from",
             "Mixer-B_16",
+        ),
+        (
+            pretrained | {"pretrained_dir": str(tmp_path / "moved")},
+            "Started from",
+            "moved",  # nobody knows any more which file it was
         ),
         (
             pretrained | {"pretrained_dir": str(tmp_path / "moved" / "a.safetensors")},

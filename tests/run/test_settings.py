@@ -1,6 +1,7 @@
 """What parameters say of themselves travels through a run that starts from them."""
 
 import json
+import shutil
 
 import cv2
 import jax
@@ -11,10 +12,13 @@ import mixer_jax
 from mixer_jax import cli
 from mixer_jax.run import trainer
 from mixer_jax.run.loading import load_model
+from mixer_jax.run.paths import with_absolute_paths
 from mixer_jax.run.settings import settings_of_source
+from mixer_jax.run.workdir import open_workdir
 from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout, npz, pytorch
 from mixer_jax.weights.about import About, write_beside
+from mixer_jax.weights.hub import is_hub_name
 
 from ..examples import photographs
 from .test_trainer import rows, tiny_config
@@ -137,10 +141,44 @@ def test_a_run_of_before_the_keys_continues(run, tmp_path):
     older = json.loads(before)
     del older["model"]["layer_norm_epsilon"], older["pp"]["mean"], older["pp"]["std"]
     path.write_text(json.dumps(older))
+    given = {"init_from": str(workdir), "model.layer_norm_epsilon": 1e-5}
+    given |= {"model.gelu": "erf", "pp.mean": 0.0, "pp.std": 0.5}
     try:
         assert trainer.train_and_evaluate(config, workdir) == results
+        _, notes = settings_of_source(tiny_config(**given), tmp_path)
     finally:
         path.write_text(before)
+    assert [note.text for note in notes] == [
+        f"model.layer_norm_epsilon is 1e-05, but {workdir} was trained with 1e-06",
+        f"pp.mean is 0.0, but {workdir} was trained with 0.5",
+    ]
+
+
+def test_a_relative_path_whose_folder_is_gone(run, files, tmp_path, monkeypatch):
+    """ "a/b" then looks like a name of the hub."""
+    _, config, _ = run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").symlink_to(files / "timm.safetensors")
+    config = config.copy_and_resolve_references()
+    config.pretrained_dir = "a/b"
+    open_workdir(config, "run")
+    (tmp_path / "run" / "final.npz").touch()
+    recorded, _ = with_absolute_paths(config)
+    (tmp_path / "run" / "config.json").write_text(recorded.to_json())
+    shutil.rmtree(tmp_path / "a")
+    assert is_hub_name("a/b")
+    assert open_workdir(config, "run") == tmp_path / "run"
+    config.pretrained_dir = "a/c"
+    with pytest.raises(trainer.ConfigError, match=r"a/b there, a/c now"):
+        open_workdir(config, "run")
+
+
+def test_a_workdir_that_cannot_be_one_is_refused_before_a_file_is_fetched(monkeypatch):
+    config = tiny_config(pretrained_dir="imagenet1k/Mixer-B_16")
+    monkeypatch.setattr("mixer_jax.run.settings.open_source", None)
+    with pytest.raises(trainer.ConfigError, match=r"is gs://bucket/run, a URL"):
+        settings_of_source(config, "gs://bucket/run")
 
 
 def test_a_run_is_a_source_too(run, tmp_path):

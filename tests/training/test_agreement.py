@@ -9,6 +9,7 @@ import pytest
 
 from mixer_jax.training import agreement
 from mixer_jax.training.processes import ProcessError
+from mixer_jax.weights.timm import save_timm
 
 from ..examples import write_folder
 from ..run.test_trainer import tiny_config
@@ -314,4 +315,20 @@ def test_runs_that_differ_end_at_once(tmp_path):
         assert run.returncode == 1
         assert "base_lr: 0.1 in process 0; 0.01 in process 1" in output
         assert "total_steps: 20 in process 0; 21 in process 1" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_say_something_else_on_each_host(tmp_path, loaded):
+    """Their parameters are the same, and so are the configs."""
+    runs, address = [], free_address()
+    for i, gelu in enumerate(("erf", "tanh")):
+        file = tmp_path / gelu / "a.safetensors"
+        save_timm(file, loaded.params, gelu)
+        config = tiny_config(pretrained_dir=str(file))
+        where = (f"--coordinator={address}", "--num_processes=2", f"--process_id={i}")
+        runs.append(start(tmp_path / "run", config, 4, *where))
+    for run, output in zip(runs, finish(*runs, timeout=60), strict=True):
+        assert run.returncode == 1
+        assert "differ in what the parameters to start from say:" in output
+        assert 'model.gelu: "erf" in process 0; "tanh" in process 1' in output
     assert not (tmp_path / "run").exists()

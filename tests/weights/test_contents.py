@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from mixer_jax.run.loading import load_model
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.npz import save_checkpoint
-from mixer_jax.weights.timm import load_timm, save_timm
+from mixer_jax.weights.pytorch import read_pytorch
+from mixer_jax.weights.timm import save_timm
 
 
 def pytorch_archive(path):
@@ -117,7 +118,7 @@ def test_the_lines_for_pytorch_make_a_file_that_is_read(
     _, *lines = str(error.value).splitlines()
     assert len(lines) == 2
     exec("\n".join(line.strip() for line in lines), {})
-    assert_same(load_timm(tmp_path / "my model.safetensors"), tiny.tree())
+    assert_same(read_pytorch(tmp_path / "my model.safetensors"), tiny.tree())
 
 
 def write_rounded(tiny, path, dtype):

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants, utils
 from safetensors.numpy import save_file
 
-from mixer_jax.weights import hub, huggingface, layout, published, timm
+from mixer_jax.weights import hub, huggingface, layout, published, pytorch, timm
 from mixer_jax.weights.layout import CheckpointError
 
 from .hub_server import COMMIT, FakeHub, fail, reply
@@ -165,7 +165,7 @@ def test_fetched_once_and_kept(server, folder, tiny, assert_same, capfd):
     found = hub.resolve_hub(REPOSITORY)
     for name in ("config.json", MODEL):
         assert (found / name).read_bytes() == (folder / name).read_bytes()
-    assert_same(timm.load_timm(found / MODEL), tiny.tree())
+    assert_same(pytorch.read_pytorch(found / MODEL), tiny.tree())
     assert huggingface.read_folder_config(found).transform.mean == (0, 0, 0)
     assert server.names("GET") == ["config.json", MODEL]
     assert hub.resolve_hub(f"hf-hub:{REPOSITORY}@main") == found
@@ -381,7 +381,7 @@ def test_a_wrong_file_that_was_there_is_found_in_loading(server, folder):
         huggingface_hub.hf_hub_download(REPOSITORY, name)
     found = hub.resolve_hub(REPOSITORY)
     with pytest.raises(CheckpointError, match="a Vision Transformer"):
-        timm.load_timm(found / MODEL)
+        pytorch.read_pytorch(found / MODEL)
 
 
 def test_a_known_name_with_another_model(server, folder, cache, caplog, monkeypatch):
@@ -394,7 +394,7 @@ def test_a_known_name_with_another_model(server, folder, cache, caplog, monkeypa
         hub.resolve_hub(name)
     assert not files_in(cache)
     known = hub.HUB_MODELS[name]
-    sizes = layout.infer_model(timm.load_timm(folder / MODEL))
+    sizes = layout.infer_model(pytorch.read_pytorch(folder / MODEL))
     monkeypatch.setitem(hub.HUB_MODELS, name, hub.HubModel(sizes, known.transform))
     with caplog.at_level(logging.WARNING):
         hub.resolve_hub(name)

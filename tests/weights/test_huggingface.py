@@ -11,8 +11,10 @@ from mixer_jax.variants import get_variant
 from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.mlp_mixer_pytorch import MLP_MIXER_PYTORCH
+from mixer_jax.weights.pytorch import read_pytorch
+from mixer_jax.weights.reading import open_weights, read_weights
 from mixer_jax.weights.state_dict import read_header, read_params, save_state_dict
-from mixer_jax.weights.timm import TIMM, load_timm
+from mixer_jax.weights.timm import TIMM
 
 MODEL = "model.safetensors"
 TORCHVISION = EvalTransform(
@@ -237,7 +239,7 @@ def test_written_and_read_again(small, tmp_path, assert_same, gelu, epsilon, cap
     ]
     found = huggingface.read_folder_config(folder)
     assert found == (fields, TORCHVISION, names)
-    assert_same(load_timm(folder / MODEL), small)
+    assert_same(read_pytorch(folder / MODEL), small)
     other = {"tanh": "act_layer=timm.layers.GELUTanh"}.get(gelu, "")
     norm = "torch.nn.LayerNorm, eps=1e-05" if epsilon != 1e-6 else ""
     card = (folder / "README.md").read_text("utf-8")
@@ -298,7 +300,7 @@ def test_a_folder_without_a_head(tiny, small, tmp_path, assert_same):
     config = written(tmp_path / "out", params)
     assert config["num_classes"] == config["model_args"]["num_classes"] == 0
     assert huggingface.read_folder_config(tmp_path / "out").class_names is None
-    assert_same(load_timm(tmp_path / "out" / MODEL), params)
+    assert_same(read_pytorch(tmp_path / "out" / MODEL), params)
 
 
 def test_an_earlier_folder_is_replaced_and_no_other(small, tmp_path):
@@ -364,3 +366,27 @@ def test_folders_in_half_precision(small, tmp_path):
     assert huggingface.read_folder_config(folder).transform == TORCHVISION
     params = read_params(folder / MODEL, read_header(folder / MODEL, [TIMM]))
     assert params["head"]["bias"].dtype == np.float32
+
+
+def test_the_file_stands_for_its_folder(write, tmp_path):
+    """If config.json is timm's; another one says nothing of it."""
+    folder = write({"label_names": list("abcde")}, mean=[0, 0, 0], std=[1, 1, 1])
+    for found in map(read_weights, (folder, folder / MODEL)):
+        assert (found.transform.mean, found.transform.std) == ((0,) * 3, (1,) * 3)
+        assert found.transform.evaluation == "torchvision"
+        assert found.class_names == list("abcde")
+    (folder / "other.safetensors").symlink_to(folder / MODEL)
+    assert open_weights(folder / "other.safetensors").about.transform == {}
+    for text in ('{"license": "mit"}', "[]", "{"):
+        (folder / "config.json").write_text(text)
+        assert open_weights(folder / MODEL).about.transform == {}
+
+
+def test_the_file_alone_says_what_its_folder_said(small, tmp_path):
+    fields = {"gelu": "tanh", "layer_norm_epsilon": 1e-5}
+    written(tmp_path / "out", small, fields, class_names=["a", "b", "c"])
+    (tmp_path / "out" / MODEL).rename(tmp_path / "a.safetensors")
+    found = read_weights(tmp_path / "a.safetensors")
+    assert found.fields == fields
+    assert found.transform == TORCHVISION
+    assert found.class_names == ["a", "b", "c"]

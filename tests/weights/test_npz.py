@@ -13,6 +13,7 @@ import pytest
 import mixer_jax
 from mixer_jax.variants import Patches, get_variant
 from mixer_jax.weights import layout, npz
+from mixer_jax.weights.about import About, read_beside, write_beside
 
 
 def test_older_layout_gives_the_published_tree_and_logits(golden, assert_same):
@@ -473,3 +474,17 @@ def test_load_pretrained_of_more_than_the_params(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     with pytest.raises(ValueError, match=r"init_params: no Mixer.* below 'params'"):
         mixer_jax.load_pretrained(tmp_path / "a.npz", {"params": tiny.tree()})
+
+
+def test_what_was_said_of_other_parameters_goes_with_them(tiny, tmp_path):
+    path = tmp_path / "a.npz"
+    npz.save_checkpoint(path, tiny.tree())
+    write_beside(path, About({"gelu": "erf"}))
+    before = path.read_bytes()
+    with pytest.raises(layout.CheckpointError, match="not written"):
+        npz.save_checkpoint(path, {})
+    assert path.read_bytes() == before
+    assert read_beside(path) == About({"gelu": "erf"})
+    npz.save_checkpoint(path, tiny.tree())
+    assert read_beside(path) == About()
+    assert list(tmp_path.iterdir()) == [path]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import mixer_jax
 from mixer_jax.model import MlpBlock
-from mixer_jax.weights import layout, npz, timm
+from mixer_jax.weights import layout, npz, pytorch, timm
+from mixer_jax.weights.reading import open_weights
 
 
 @pytest.fixture
@@ -19,9 +21,9 @@ def path(golden):
 
 def test_logits_with_the_gelu_of_timm(golden, path):
     expected = golden.load("timm_mixer_expected.npz")
-    params = timm.load_timm(path)
+    params = pytorch.read_pytorch(path)
     logits = {}
-    for gelu in ("tanh", timm.timm_gelu(path)):
+    for gelu in ("tanh", open_weights(path).about.fields["gelu"]):
         model = layout.infer_model(params).create_model(gelu=gelu)
         logits[gelu], state = model.apply(
             {"params": params},
@@ -37,7 +39,7 @@ def test_logits_with_the_gelu_of_timm(golden, path):
 
 
 def test_export_of_an_import_is_the_same_file_byte_for_byte(path, tmp_path):
-    params = jax.tree.map(jnp.asarray, timm.load_timm(path))
+    params = jax.tree.map(jnp.asarray, pytorch.read_pytorch(path))
     timm.save_timm(tmp_path / "out.safetensors", params, gelu="erf")
     found, expected = load_file(tmp_path / "out.safetensors"), load_file(path)
     assert found.keys() == expected.keys()
@@ -49,12 +51,12 @@ def test_export_of_an_import_is_the_same_file_byte_for_byte(path, tmp_path):
 
 def test_import_of_an_export_is_exact(tiny, tmp_path, assert_same):
     timm.save_timm(tmp_path / "a.safetensors", tiny.tree())
-    assert_same(timm.load_timm(tmp_path / "a.safetensors"), tiny.tree())
+    assert_same(pytorch.read_pytorch(tmp_path / "a.safetensors"), tiny.tree())
 
 
 def test_timm_to_npz_and_back(path, tmp_path, assert_same):
-    npz.save_checkpoint(tmp_path / "a.npz", timm.load_timm(path))
-    assert_same(npz.read_checkpoint(tmp_path / "a.npz"), timm.load_timm(path))
+    npz.save_checkpoint(tmp_path / "a.npz", pytorch.read_pytorch(path))
+    assert_same(npz.read_checkpoint(tmp_path / "a.npz"), pytorch.read_pytorch(path))
 
 
 def test_export_says_that_timm_computes_erf(tiny, tmp_path, caplog):
@@ -68,7 +70,8 @@ def test_export_says_that_timm_computes_erf(tiny, tmp_path, caplog):
     metadata = header["__metadata__"]
     assert "timm computes the exact erf GELU" in metadata["note"]
     assert (metadata["format"], metadata["model"]) == ("pt", "tiny")
-    assert timm.timm_gelu(path) == "tanh"  # so that it comes back as it was
+    # So that it comes back as it was.
+    assert open_weights(path).about.fields["gelu"] == "tanh"
 
 
 def test_export_is_as_readable_as_any_other_file(tiny, tmp_path):
@@ -128,7 +131,7 @@ def test_files_that_are_no_timm_mixer(path, tmp_path, change, message):
         tensors[name] = np.full_like(tensors[name], value)
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=message) as error:
-        timm.load_timm(tmp_path / "a.safetensors")
+        mixer_jax.load_checkpoint(tmp_path / "a.safetensors")
     assert str(tmp_path) in str(error.value)
 
 
@@ -136,14 +139,14 @@ def test_files_that_are_no_safetensors(path, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="no whole safetensors file"):
-        timm.load_timm(cut)
+        pytorch.read_pytorch(cut)
     cut.write_bytes(b"")
     with pytest.raises(ValueError, match="no whole safetensors file"):
-        timm.timm_gelu(cut)
+        pytorch.read_pytorch(cut)
     with pytest.raises(IsADirectoryError, match="is a folder"):
-        timm.load_timm(tmp_path)
+        pytorch.read_pytorch(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        timm.load_timm(tmp_path / "none.safetensors")
+        pytorch.read_pytorch(tmp_path / "none.safetensors")
 
 
 def test_gelu_field():
@@ -178,7 +181,7 @@ def test_names_of_wrappers_are_left_out(tiny, tmp_path, assert_same, caplog, ren
     timm.save_timm(path, tiny.tree(), "erf")
     rewrapped(path, rename)
     with caplog.at_level(logging.WARNING, logger="mixer_jax"):
-        assert_same(timm.load_timm(path), tiny.tree())
+        assert_same(pytorch.read_pytorch(path), tiny.tree())
     (message,) = caplog.messages
     assert "left out what PyTorch's wrappers put into" in message
 
@@ -189,7 +192,7 @@ def test_two_names_that_differ_in_a_wrapper_alone_are_never_one(tiny, tmp_path):
     arrays = load_file(path)
     save_file(arrays | {"module.norm.bias": arrays["norm.bias"]}, path)
     with pytest.raises(layout.CheckpointError, match=r"module\.norm\.bias: unknown"):
-        timm.load_timm(path)
+        pytorch.read_pytorch(path)
 
 
 @pytest.mark.parametrize(
@@ -206,5 +209,5 @@ def test_another_architecture_is_one_line(tmp_path, keys, message):
     with pytest.raises(
         layout.CheckpointError, match=f"no Mixer.*looks like {message}"
     ) as e:
-        timm.load_timm(path)
+        pytorch.read_pytorch(path)
     assert "\n" not in str(e.value)
