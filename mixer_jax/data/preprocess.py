@@ -300,7 +300,7 @@ EVALUATIONS = {
 TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
     # Rounded to the nearest level: a quarter of the bytes.
     "uint8": lambda image, mean, std: np.rint(image).astype(np.uint8),
-    # The exact values of the original, already in [-1, 1].
+    # Not rounded, and scaled here: by default the exact values of the original.
     "float32": scale,
 }
 
