@@ -30,19 +30,19 @@ from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.run.source import find_workdir
 from mixer_jax.weights.export import export_onnx, export_stablehlo
 from mixer_jax.weights.layout import check_params
-from mixer_jax.weights.published import (
-    without_secrets,
-)
+from mixer_jax.weights.published import without_secrets
+from mixer_jax.weights.resolution import METHODS
 
 if TYPE_CHECKING:
     from mixer_jax.evaluation.classification import Report
 
     Evaluation = str
     Interpolation = str
+    Resolution = str
 else:
     Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
     Interpolation = tyro.extras.literal_type_from_choices(INTERPOLATIONS)
-Resolution = Literal["interpolate", "block_diagonal"]
+    Resolution = tyro.extras.literal_type_from_choices(METHODS)
 ImageSize = (
     Annotated[
         Size,
