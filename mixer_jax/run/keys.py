@@ -69,9 +69,8 @@ def _is_size(x: Any, low: int) -> bool:
 
 
 def _is_color(x: Any, low: float) -> bool:
-    if isinstance(x, tuple | list):
-        return len(x) == 3 and all(_is_number(n, low) for n in x)
-    return _is_number(x, low)
+    numbers = x if isinstance(x, tuple | list) else 3 * [x]
+    return len(numbers) == 3 and all(_is_number(n, low) and n <= 1 for n in numbers)
 
 
 def _is_range(x: Any, high: float) -> bool:
@@ -140,11 +139,12 @@ KEYS = {
         "what is usual for pp.evaluation"
     ),
     "pp.mean": Values(
-        "a number, or three, for pixels from 0 to 1, such as (0.485,0.456,0.406)",
-        lambda x: _is_color(x, -math.inf),
+        "a number from 0 to 1, or three, for pixels from 0 to 1, such as "
+        "(0.485,0.456,0.406)",
+        lambda x: _is_color(x, 0),
     ).or_default(OF_FILE),
     "pp.std": Values(
-        "a number above 0, or three, for pixels from 0 to 1, such as "
+        "a number above 0 and at most 1, or three, for pixels from 0 to 1, such as "
         "(0.229,0.224,0.225)",
         lambda x: _is_color(x, math.ulp(0)),
     ).or_default(OF_FILE),

@@ -66,6 +66,8 @@ WRONG = [
     ("pp.mean", "0.5"),
     ("pp.mean", ""),
     ("pp.mean", float("nan")),
+    ("pp.mean", 127.5),
+    ("pp.std", 58.4),
     ("pp.std", 0.0),
     ("pp.std", (0.5, 0.5, -0.5)),
     ("pp.evaluation", "crop"),
