@@ -54,7 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.pp.resize = _number_or_tuple(256)  # see pp.evaluation; in the same way
     # Of test images: "resize" to crop x crop; "resize_then_central_crop", to
     # resize x resize first; "resize_small_then_central_crop", the short side first;
-    # "torchvision", this as torchvision and timm do it. See docs/data.md.
+    # "torchvision", this as torchvision and timm do it; "squash", the one before as
+    # timm does it. See docs/data.md.
     config.pp.evaluation = "resize"
     # How images are resized: "bilinear", "bicubic", "area", "pil_bilinear" or
     # "pil_bicubic". None: bilinear in training, and what pp.evaluation has in tests.

@@ -28,6 +28,7 @@ from mixer_jax.run.config import (
     normalization,
 )
 from mixer_jax.run.program import build_program
+from mixer_jax.run.resolution import check_token_units
 from mixer_jax.training import sharding
 from mixer_jax.training.step import make_loss_and_grads
 
@@ -180,11 +181,13 @@ def plan(
       progress: called with a line of text before each compilation.
 
     Raises:
-      ConfigError: the config contradicts itself, or the number of devices.
+      ConfigError: the config contradicts itself, or the number of devices; or the run
+        will take a field of the model from its file.
       PlanError: there is no such topology, or libtpu is not installed.
     """
     devices = _devices(topology)
     check_config(config)
+    check_token_units(config)
     config = for_platform(config, devices[0].platform)
     kind = devices[0].device_kind
     chip = next((x for x in CHIPS.values() if x.device_kind == kind), Chip(kind))

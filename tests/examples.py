@@ -1,11 +1,14 @@
-"""Small datasets that tests make."""
+"""Small datasets, and the changed model, that tests make."""
 
+import importlib.util
 import io
 import itertools
 import os
 import pathlib
 import struct
 import subprocess
+import types
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,6 +68,16 @@ def gating_fork(folder: pathlib.Path) -> str:
         check=True,
     )
     return copy.read_text()
+
+
+def import_gating_fork(folder: pathlib.Path) -> types.ModuleType:
+    """That module, imported from a new folder."""
+    gating_fork(folder)
+    path = folder / "mixer_jax" / "model.py"
+    spec: Any = importlib.util.spec_from_file_location("gating", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tiff(

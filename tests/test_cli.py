@@ -442,11 +442,11 @@ def test_help(mixer_jax):
         ("evaluate {run} --split dev", "DatasetError: digits has no split 'dev'"),
         (
             "evaluate a.npz",
-            r"UsageError: .* is not the workdir of a run. A model of ",
+            r"UsageError: .* is not here, so not the workdir of a run. A model of ",
         ),
         (
             "evaluate imagenet1k/Mixer-L_16",
-            r"UsageError: .* is not the workdir of a run. A model of ",
+            r"UsageError: .* is not here, so not the workdir of a run. A model of ",
         ),
         ("evaluate {run} --batch 0", "UsageError: --batch is 0"),
         ("predict {run}", "UsageError: Name images"),

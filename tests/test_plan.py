@@ -133,6 +133,40 @@ def test_batch_that_the_chips_do_not_divide():
         plan(tiny_config(batch=12), "local")
 
 
+@pytest.mark.parametrize(
+    ("changes", "units"),
+    [
+        ({"pp.crop": 448}, 1536),
+        ({"pp.crop": (448, 224)}, 768),
+        ({"model.patches.size": (8, 8)}, 1536),
+        ({"pp.crop": 448, "model.patches.size": (32, 32)}, None),
+        ({"pp.crop": 448, "model.tokens_mlp_dim": 1536}, None),
+        ({"pp.crop": 448, "resolution": "interpolate"}, None),
+        ({"pp.crop": 448, "model.model_name": "mine"}, None),
+    ],
+)
+def test_units_that_the_run_takes_from_its_file_must_be_given(
+    changes, units, monkeypatch
+):
+    """Otherwise the plan would be of a smaller model than the run's."""
+    monkeypatch.setattr(plan_module, "_compile", lambda *_: Needs(1, 1, 1, 1, 1, 1))
+    config = b16.get_config()
+    config.update_from_flattened_dict(
+        {"resolution": "block_diagonal", "pp.resize": 512} | changes
+    )
+    if units is None:
+        assert plan(config, "local").config.resolution == config.resolution
+        return
+    with pytest.raises(trainer.ConfigError, match=f"Give .*tokens_mlp_dim={units}"):
+        plan(config, "local")
+
+
+def test_a_config_with_a_size_has_the_units(monkeypatch):
+    monkeypatch.setattr(plan_module, "_compile", lambda *_: Needs(1, 1, 1, 1, 1, 1))
+    result = plan(b16.get_config("cifar10,448"), "local")
+    assert result.config.model.tokens_mlp_dim == 1536
+
+
 def plan_for_tpu(*args, status=0):
     done = subprocess.run(
         [sys.executable, "-c", "from mixer_jax.cli import main; main()", "plan",

@@ -1,9 +1,7 @@
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
-import pathlib
 
 import cv2
 import jax
@@ -32,7 +30,7 @@ from mixer_jax.visualize.runs import read_metrics
 from mixer_jax.visualize.weights import mean_frequency, pair_units
 from mixer_jax.weights.layout import CheckpointError
 
-from .examples import write_folder, write_mixed_folder
+from .examples import import_gating_fork, write_folder, write_mixed_folder
 
 
 def write_run(workdir, steps=40, end=""):
@@ -305,12 +303,9 @@ def test_weights_that_are_not_there(loaded):
 
 
 @pytest.fixture(scope="module")
-def fork():
-    """A model of tests/forks/gating.py, which has no token-mixing MLP."""
-    path = pathlib.Path(__file__).parent / "forks" / "gating.py"
-    spec = importlib.util.spec_from_file_location("gating", path)
-    gating = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gating)
+def fork(tmp_path_factory):
+    """A model of docs/fork.md, which has no token-mixing MLP."""
+    gating = import_gating_fork(tmp_path_factory.mktemp("fork") / "gating")
     model = gating.MlpMixer(Patches((4, 4)), 3, 2, 10, 0, 20)
     images = np.zeros((1, 8, 16, 3), "float32")
     init = functools.partial(model.init, train=False)

@@ -30,19 +30,19 @@ from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.run.source import find_workdir
 from mixer_jax.weights.export import export_onnx, export_stablehlo
 from mixer_jax.weights.layout import check_params
-from mixer_jax.weights.published import (
-    without_secrets,
-)
+from mixer_jax.weights.published import without_secrets
+from mixer_jax.weights.resolution import METHODS
 
 if TYPE_CHECKING:
     from mixer_jax.evaluation.classification import Report
 
     Evaluation = str
     Interpolation = str
+    Resolution = str
 else:
     Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
     Interpolation = tyro.extras.literal_type_from_choices(INTERPOLATIONS)
-Resolution = Literal["interpolate", "block_diagonal"]
+    Resolution = tyro.extras.literal_type_from_choices(METHODS)
 ImageSize = (
     Annotated[
         Size,
@@ -196,9 +196,12 @@ def evaluate(
     from mixer_jax.visualize.files import check_figure_path
 
     if dataset is None and find_workdir(model) is None:
+        is_here = (
+            "not " if pathlib.Path(model).expanduser().exists() else "not here, so not "
+        )
         raise UsageError(
-            f"{printable(without_secrets(model))} is not the workdir of a run. A model "
-            "of any other kind needs a --dataset."
+            f"{printable(without_secrets(model))} is {is_here}the workdir of a run. A "
+            "model of any other kind needs a --dataset."
         )
     if batch < 1:
         raise UsageError(f"--batch is {batch}; 1 is the least.")

@@ -35,12 +35,14 @@ class Interpolation(NamedTuple):
       taps: what `resize` does when it enlarges.
       round_sum: what is done to the sums of pixels and weights, along one axis.
       equals: the library that gives the same pixels.
+      clip: whether `resize` goes beyond the values of pixels, which are cut off.
     """
 
     resize: Callable[[np.ndarray, Size], np.ndarray]
     taps: Taps
     round_sum: Callable[[np.ndarray], np.ndarray]
     equals: str
+    clip: bool = False
 
 
 def resample(
@@ -64,8 +66,7 @@ def resample(
         resized = _enlarged_window(image, size, window, way)
     else:
         resized = way.resize(image, size)[top : top + height, left : left + width]
-    # A cubic kernel goes beyond the values of its pixels.
-    return resized.clip(0, 255) if interpolation == "bicubic" else resized
+    return resized.clip(0, 255) if way.clip else resized
 
 
 def _enlarged_window(
@@ -169,6 +170,7 @@ INTERPOLATIONS = {
         functools.partial(_opencv_taps, a=-0.75),
         lambda sums: sums,
         "PyTorch's interpolate, bicubic with antialias=False, and OpenCV",
+        clip=True,
     ),
     "area": Interpolation(
         _area, _area_taps, lambda sums: sums, "TensorFlow's tf.image.resize, area"

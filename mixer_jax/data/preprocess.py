@@ -264,16 +264,29 @@ def _torchvision(
 ) -> np.ndarray:
     old = image.shape[:2]
     if resize[0] == resize[1]:
-        size = [int(resize[0] * side / min(old)) for side in old]
+        height, width = (int(resize[0] * side / min(old)) for side in old)
     else:  # torchvision knows the short side only; this is timm's
         ratio = min(a / b for a, b in zip(old, resize, strict=True))
-        size = [round(side / ratio) for side in old]
+        height, width = (round(side / ratio) for side in old)
+    window = _torchvision_window((height, width), crop)
+    return np.rint(resample(image, (height, width), window=window))
+
+
+def _squash(
+    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+) -> np.ndarray:
+    window = _torchvision_window(resize, crop)
+    return np.rint(resample(image, resize, window=window))
+
+
+def _torchvision_window(size: Size, crop: Size) -> Window:
+    """Returns the central window as torchvision's CenterCrop rounds it."""
     top, left = (round((a - b) / 2) for a, b in zip(size, crop, strict=True))
-    return np.rint(resample(image, tuple(size), window=(top, left, *crop)))
+    return top, left, *crop
 
 
 # The choices for pp.evaluation: vit_jax's, the paper's, the paper's and big_vision's,
-# and torchvision's, with which timm scores too.
+# torchvision's, with which timm scores too, and the other one that timm has.
 EVALUATIONS = {
     "resize": Evaluation(_resize, "bilinear", "resize to {crop}"),
     "resize_then_central_crop": Evaluation(
@@ -293,6 +306,12 @@ EVALUATIONS = {
         "resize so that the image just covers {resize}, keeping its shape, the longer "
         "side rounded down; round; crop the central {crop}",
     ),
+    "squash": Evaluation(
+        _squash,
+        "pil_bilinear",
+        "resize to {resize}; round; crop the central {crop}, half a pixel rounded to "
+        "even",
+    ),
 }
 
 # The choices for pp.transfer: what is sent to the device for float32 values in 0..255
@@ -300,7 +319,7 @@ EVALUATIONS = {
 TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
     # Rounded to the nearest level: a quarter of the bytes.
     "uint8": lambda image, mean, std: np.rint(image).astype(np.uint8),
-    # The exact values of the original, already in [-1, 1].
+    # Not rounded, and scaled here: by default the exact values of the original.
     "float32": scale,
 }
 

@@ -196,7 +196,7 @@ def _durations(config: Config, name: str) -> dict[str, float]:
 
 
 def for_platform(config: Config, platform: str) -> Config:
-    """Returns a copy in which no value of `config.model` is None.
+    """Returns a copy with the dtype and remat of the model that suit the devices.
 
     Args:
       config: see configs/common.py.

@@ -69,9 +69,8 @@ def _is_size(x: Any, low: int) -> bool:
 
 
 def _is_color(x: Any, low: float) -> bool:
-    if isinstance(x, tuple | list):
-        return len(x) == 3 and all(_is_number(n, low) for n in x)
-    return _is_number(x, low)
+    numbers = x if isinstance(x, tuple | list) else 3 * [x]
+    return len(numbers) == 3 and all(_is_number(n, low) and n <= 1 for n in numbers)
 
 
 def _is_range(x: Any, high: float) -> bool:
@@ -114,6 +113,7 @@ PROBABILITY = Values(
 )
 TEXT = Values("a text that is not empty", _is_text)
 FOLDER = Values("a folder", _is_text).or_none()
+OF_FILE = "that of the file of pretrained_dir"
 SPLIT = Values("a split, such as train or train[:98%]", _is_text)
 
 # Every key of a config, and the values that it may have. What a key means stands in
@@ -135,17 +135,19 @@ KEYS = {
     "pp.crop": _size(1),
     "pp.resize": _size(1),
     "pp.evaluation": _one_of(*EVALUATIONS),
-    "pp.interpolation": _one_of(*INTERPOLATIONS).or_none(),
+    "pp.interpolation": _one_of(*INTERPOLATIONS).or_default(
+        "what is usual for pp.evaluation"
+    ),
     "pp.mean": Values(
-        "a number, or three, for pixels from 0 to 1, such as (0.485,0.456,0.406), or "
-        "None",
-        lambda x: x is None or _is_color(x, -math.inf),
-    ),
+        "a number from 0 to 1, or three, for pixels from 0 to 1, such as "
+        "(0.485,0.456,0.406)",
+        lambda x: _is_color(x, 0),
+    ).or_default(OF_FILE),
     "pp.std": Values(
-        "a number above 0, or three, for pixels from 0 to 1, such as "
-        "(0.229,0.224,0.225), or None",
-        lambda x: x is None or _is_color(x, math.ulp(0)),
-    ),
+        "a number above 0 and at most 1, or three, for pixels from 0 to 1, such as "
+        "(0.229,0.224,0.225)",
+        lambda x: _is_color(x, math.ulp(0)),
+    ).or_default(OF_FILE),
     "pp.area_range": Values(
         "two numbers, the smaller one first, above 0 and at most 1",
         lambda x: _is_range(x, 1),
@@ -228,10 +230,8 @@ KEYS = {
     "model.dtype": _one_of("float32", "bfloat16").or_default(),
     "model.remat": _one_of(*REMAT_POLICIES).or_default(),
     "model.scan_blocks": BOOL,
-    "model.gelu": _one_of(*GELUS).or_default("that of the file of pretrained_dir"),
-    "model.layer_norm_epsilon": _number(0).or_default(
-        "that of the file of pretrained_dir"
-    ),
+    "model.gelu": _one_of(*GELUS).or_default(OF_FILE),
+    "model.layer_norm_epsilon": _number(0).or_default(OF_FILE),
 }
 
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mixer_jax.data.sizes import Size
+from mixer_jax.data.sizes import Size, as_size
 from mixer_jax.model import MlpMixer
-from mixer_jax.variants import count_patches
+from mixer_jax.run.config import Config, ConfigError
+from mixer_jax.variants import count_patches, get_variant
 from mixer_jax.weights.layout import CheckpointError, shapes_of_model
 from mixer_jax.weights.resolution import adapt
 
@@ -42,3 +43,28 @@ def adapt_model(
         model = model.clone(tokens_mlp_dim=tiles * model.tokens_mlp_dim)
     shapes = shapes_of_model(model, (*sizes[1], 3))
     return model, adapt(params, shapes, new_grid, resolution, grid=grid, where=where)
+
+
+def check_token_units(config: Config) -> None:
+    """Raises ConfigError if a run will make its tokens_mlp_dim larger.
+
+    With block_diagonal that depends on the file of pretrained_dir, which a plan does
+    not read. Published files have the units of their variant, for 224 pixels.
+    """
+    name, units = config.model.model_name, config.model.get("tokens_mlp_dim")
+    try:
+        variant = get_variant(name)
+    except ValueError:
+        return  # of a model of one's own nothing is known
+    if config.resolution != "block_diagonal" or units != variant.tokens_mlp_dim:
+        return
+    old = count_patches((224, 224), variant.patches.size)
+    new = count_patches(as_size(config.pp.crop), config.model.patches.size)
+    tiles, rest = divmod(math.prod(new), math.prod(old))
+    if tiles > 1 and not rest:
+        raise ConfigError(
+            f"resolution is block_diagonal, and model.tokens_mlp_dim {units}, as in a "
+            f"file of {name} for 224 pixels. The run makes it {tiles} times as large "
+            "when it reads the file, which a plan does not. Give "
+            f"--config.model.tokens_mlp_dim={tiles * units}."
+        )

@@ -107,10 +107,12 @@ def resolve(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         )
     path = pathlib.Path(text).expanduser()
     if not path.exists():
-        beside = sorted(x.name for x in path.parent.glob("*") if x.suffix in SUFFIXES)
+        beside = sorted(
+            x.name for x in path.parent.glob("*") if x.suffix in SUFFIXES or x.is_dir()
+        )
         raise FileNotFoundError(
             f"{text}: no such file, and not the name of a published one. "
-            f"In {path.parent}: {', '.join(beside) or 'no files of parameters'}. "
+            f"In {path.parent}: {', '.join(beside[:20]) or 'no model'}. "
             f"{_names()}"
         )
     return path
@@ -180,7 +182,7 @@ def _fetch(
     num_bytes = published.num_bytes if published else None
     if path.is_file() and num_bytes in (None, path.stat().st_size):
         return path
-    size = f" of {num_bytes:,} bytes" if num_bytes else ""
+    size = f" ({num_bytes:,} bytes)" if num_bytes else ""
     shown = without_secrets(url)
     try:
         with replace_when_whole(path) as partial, contextlib.ExitStack() as stack:

@@ -24,9 +24,6 @@ from mixer_jax.weights import layout, names
 
 logger = logging.getLogger(__name__)
 
-# What to do with parameters for images of another size.
-RESOLUTIONS = ("error", "block_diagonal", "interpolate")
-
 # What the axes of the published parameters stand for, if that depends on the image.
 _AXES = {
     "token_mixing/Dense_0/kernel": ("tokens", "units"),
@@ -80,10 +77,9 @@ def adapt(
       CheckpointError: there is no such way between the two grids, or from the shapes of
         some parameters to the new model's. Every key at fault is named.
     """
-    methods = {"block_diagonal": _block_diagonal, "interpolate": _interpolate}
-    if resolution not in methods:
+    if resolution not in METHODS:
         raise ValueError(
-            f"resolution is {resolution!r}, expected {' or '.join(methods)}."
+            f"resolution is {resolution!r}, expected {' or '.join(METHODS)}."
         )
     flat = layout.flatten(params)
     found = {
@@ -114,7 +110,7 @@ def adapt(
             adapted[key] = _resize_stem(flat[key], shapes[key][:2])
         elif grid != new_grid and ("tokens" in axes or found[key] != shapes[key]):
             is_kernel = key.endswith("kernel")
-            adapted[key] = methods[resolution](
+            adapted[key] = METHODS[resolution](
                 np.asarray(flat[key]), axes, is_kernel, grid, new_grid
             )
     layout.check_shapes(
@@ -199,6 +195,12 @@ def _interpolate(
             x = np.einsum("...hw,yh,xw->...yx", x, *matrices, optimize=True)
             x = np.moveaxis(rearrange(x, "... h w -> ... (h w)"), -1, i)
     return np.ascontiguousarray(x, dtype)
+
+
+METHODS = {"block_diagonal": _block_diagonal, "interpolate": _interpolate}
+
+# What to do with parameters for images of another size.
+RESOLUTIONS = ("error", *METHODS)
 
 
 def _resize_stem(kernel: Any, size: tuple[int, ...]) -> Any:

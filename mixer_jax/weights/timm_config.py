@@ -25,7 +25,7 @@ ARCHITECTURES = {
 }
 # What timm calls its ways to cut an image (crop_mode), to resize it, and its GELUs; and
 # the names here.
-EVALUATIONS = {"center": "torchvision", "squash": "resize_then_central_crop"}
+EVALUATIONS = {"center": "torchvision", "squash": "squash"}
 INTERPOLATIONS = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
 TIMM_GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
 
@@ -232,9 +232,11 @@ def make_config(
     Returns:
       The keys; and a sentence on how timm's images differ, None if they are the same.
     """
-    mode = "center"
-    if transform.evaluation in ("resize", "resize_then_central_crop"):
-        mode = "squash"
+    keeps_shape = transform.evaluation in (
+        "torchvision",
+        "resize_small_then_central_crop",
+    )
+    mode = "center" if keeps_shape else "squash"
     interpolation = (
         "bicubic" if "bicubic" in transform.used_interpolation else "bilinear"
     )

@@ -284,6 +284,27 @@ def test_torchvision_and_timm(name, crop, resize):
         np.testing.assert_array_equal(found, want, err_msg=str(shape))
 
 
+@pytest.mark.parametrize(
+    ("crop", "resize"),
+    [
+        ((32, 32), (36, 36)),
+        ((32, 32), (33, 33)),
+        ((32, 32), (35, 35)),  # 1.5 pixels are left on each side: 2 above
+        ((40, 28), (45, 31)),
+    ],
+)
+def test_squash_is_timms(crop, resize):
+    """CenterCrop(crop)(Resize(resize)(image)) of torchvision, with two numbers."""
+    transform = preprocess.EvalTransform(crop, "squash", resize)
+    for shape in [(36, 36), (35, 90), (1, 1), (300, 7), resize]:
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        resized = Image.fromarray(image).resize(resize[::-1], Image.BILINEAR)
+        top = round((resize[0] - crop[0]) / 2.0)
+        left = round((resize[1] - crop[1]) / 2.0)
+        want = np.asarray(resized)[top : top + crop[0], left : left + crop[1]]
+        np.testing.assert_array_equal(transform(image), want, err_msg=str(shape))
+
+
 def test_torchvision_is_bilinear_unless_asked_otherwise():
     bilinear = preprocess.EvalTransform(32, "torchvision", 36)
     assert bilinear.used_interpolation == "pil_bilinear"

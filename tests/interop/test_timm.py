@@ -10,6 +10,7 @@ import mixer_jax
 from mixer_jax.data.preprocess import EvalTransform, scale
 from mixer_jax.run.loading import load_model
 from mixer_jax.weights import huggingface
+from mixer_jax.weights.timm_config import transform_of
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -113,6 +114,18 @@ def test_back_to_timm(saved, photographs, tmp_path):
     assert (images == cut_by_timm(model, photographs)).all()
     assert report("logits", logits_of(again, images), ours(images)) < 1e-4
     assert (logits_of(again, images) == logits_of(model, images)).all()
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.95, 0.96, 1.0])  # 235 and 233 pixels before
+def test_cuts(crop_mode, crop_pct, photographs):
+    config = {"crop_mode": crop_mode, "crop_pct": crop_pct}
+    config |= {"interpolation": "bicubic", "mean": [0.0] * 3, "std": [1.0] * 3}
+    cut = timm.data.create_transform((3, 224, 224), **config)
+    ours = transform_of(config | {"input_size": [3, 224, 224]})
+    for image in photographs[:3]:
+        levels = 255 * np.moveaxis(cut(image).numpy(), 0, -1)
+        assert np.abs(ours(np.asarray(image)) - levels).max() < 1e-3
 
 
 @pytest.mark.parametrize(("gelu", "epsilon"), [("tanh", 1e-6), ("erf", 1e-5)])

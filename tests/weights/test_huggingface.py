@@ -83,7 +83,7 @@ def test_older_configs_have_no_table(write):
     flat = {"mean": [0.1, 0.2, 0.3], "crop_mode": "squash", "pretrained_cfg": None}
     transform = huggingface.read_folder_config(write(flat)).transform
     assert transform.mean == (0.1, 0.2, 0.3)
-    assert transform.evaluation == "resize_then_central_crop"
+    assert transform.evaluation == "squash"
 
 
 def test_size_of_images_without_img_size(write):

@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import importlib.util
 import math
 import re
 
@@ -19,7 +18,7 @@ from mixer_jax.weights import layout, npz
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.resolution import adapt
 
-from ..examples import gating_fork
+from ..examples import import_gating_fork
 
 MODEL = MlpMixer(Patches((4, 4)), 5, 2, 12, 10, 20)
 
@@ -337,11 +336,7 @@ def test_patches_of_half_the_size_are_four_times_the_tokens():
 
 @pytest.fixture
 def gating(tmp_path):
-    gating_fork(tmp_path / "gating")
-    path = tmp_path / "gating" / "mixer_jax" / "model.py"
-    spec = importlib.util.spec_from_file_location("gating", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_gating_fork(tmp_path / "gating")
     return module.MlpMixer(Patches((4, 4)), 5, 2, 12, 0, 20, gate_dim=5)
 
 

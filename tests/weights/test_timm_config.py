@@ -13,7 +13,7 @@ def test_architectures():
     ]
 
 
-@pytest.mark.parametrize("evaluation", ["torchvision", "resize_then_central_crop"])
+@pytest.mark.parametrize("evaluation", ["torchvision", "squash"])
 @pytest.mark.parametrize("interpolation", ["pil_bilinear", "pil_bicubic"])
 def test_every_size_before_the_crop_comes_back(evaluation, interpolation):
     """timm knows it only as a quotient, which it rounds."""
