@@ -420,9 +420,10 @@ def test_a_file_for_images_of_other_colors_is_told_once(
     assert mixer_jax("export", plain, tmp_path / "a.stablehlo", *colors)[0] == 0
     about = json.loads((tmp_path / "a.stablehlo.json").read_text())["preprocessing"]
     assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.25] * 3)
-    found = mixer_jax("predict", plain, pictures, "--mean", "0.1,0.2")
-    assert found[0] == 2
-    assert "--mean" in "".join(found[1:])
+    for wrong in ("0.1,0.2", "123.7", "nan", "red"):
+        found = mixer_jax("predict", plain, pictures, "--mean", wrong)
+        assert found[0] == 2
+        assert "--mean" in "".join(found[1:])
 
 
 def test_help(mixer_jax):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,8 +60,9 @@ ImageSize = (
 def _parse_color(text: str) -> Color:
     """Returns the three numbers in a text such as "0.5" or "0.485,0.456,0.406"."""
     values = [float(x) for x in text.split(",")]
-    if len(values) not in (1, 3) or not all(0 <= x < math.inf for x in values):
-        raise ValueError(f"{text!r} is not one number or three, such as 0.5,0.5,0.5.")
+    if len(values) not in (1, 3) or not all(0 <= x <= 1 for x in values):
+        expected = "one number from 0 to 1, or three such as 0.485,0.456,0.406"
+        raise ValueError(f"{text!r} is not {expected}.")
     return as_color(values[0] if len(values) == 1 else values)
 
 
