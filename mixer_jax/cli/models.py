@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -42,19 +43,19 @@ else:
     Evaluation = tyro.extras.literal_type_from_choices(EVALUATIONS)
     Interpolation = tyro.extras.literal_type_from_choices(INTERPOLATIONS)
     Resolution = tyro.extras.literal_type_from_choices(METHODS)
-ImageSize = (
-    Annotated[
-        Size,
-        tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="N|HxW",
-            instance_from_str=lambda texts: parse_size(texts[0]),
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda size: [size_text(size)],
-        ),
-    ]
-    | None
-)
+
+
+def _of_one_text(
+    metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str]
+) -> tyro.constructors.PrimitiveConstructorSpec:
+    """Tells tyro that a tuple is given as one text, such as 320x224."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda texts: parse(texts[0]),
+        is_instance=lambda x: isinstance(x, tuple),
+        str_from_instance=lambda x: [show(x)],
+    )
 
 
 def _parse_color(text: str) -> Color:
@@ -66,18 +67,13 @@ def _parse_color(text: str) -> Color:
     return as_color(values[0] if len(values) == 1 else values)
 
 
+def _color_text(color: Color) -> str:
+    return ",".join(map(str, color))
+
+
+ImageSize = Annotated[Size, _of_one_text("N|HxW", parse_size, size_text)] | None
 ChannelValues = (
-    Annotated[
-        Color,
-        tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="X|R,G,B",
-            instance_from_str=lambda texts: _parse_color(texts[0]),
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda color: [",".join(map(str, color))],
-        ),
-    ]
-    | None
+    Annotated[Color, _of_one_text("X|R,G,B", _parse_color, _color_text)] | None
 )
 
 
@@ -113,6 +109,9 @@ class ModelFlags:
 
     def load(self, model: str) -> tuple[LoadedModel, EvalTransform]:
         """Loads a model and the transform of its images."""
+        check_std(self.std)
+        if self.resize is not None and min(self.resize) < 1:
+            raise UsageError(f"--resize is {size_text(self.resize)}; 1 is the least.")
         loaded = load_model(
             model,
             gelu=self.gelu,
@@ -126,9 +125,6 @@ class ModelFlags:
         if loaded.config is None:  # a file may be for images of other channels
             where, shape = without_secrets(model), (*old.crop, 3)
             check_params(loaded.params, loaded.model, shape, where)
-        check_std(self.std)
-        if self.resize is not None and min(self.resize) < 1:
-            raise UsageError(f"--resize is {size_text(self.resize)}; 1 is the least.")
         resize = self.resize or old.resize
         new = dataclasses.replace(
             old,

@@ -45,6 +45,17 @@ def adapt_model(
     return model, adapt(params, shapes, new_grid, resolution, grid=grid, where=where)
 
 
+def count_tiles(config: Config, old_tokens: int) -> int:
+    """Returns how many times as many tokens as a file's the images of a run have.
+
+    That is how many times as large block_diagonal makes tokens_mlp_dim: 1, if they are
+    not a whole number of times as many.
+    """
+    new = count_patches(as_size(config.pp.crop), config.model.patches.size)
+    tiles, rest = divmod(math.prod(new), old_tokens)
+    return 1 if rest else tiles
+
+
 def check_token_units(config: Config) -> None:
     """Raises ConfigError if a run will make its tokens_mlp_dim larger.
 
@@ -59,9 +70,8 @@ def check_token_units(config: Config) -> None:
     if config.resolution != "block_diagonal" or units != variant.tokens_mlp_dim:
         return
     old = count_patches((224, 224), variant.patches.size)
-    new = count_patches(as_size(config.pp.crop), config.model.patches.size)
-    tiles, rest = divmod(math.prod(new), math.prod(old))
-    if tiles > 1 and not rest:
+    tiles = count_tiles(config, math.prod(old))
+    if tiles > 1:
         raise ConfigError(
             f"resolution is block_diagonal, and model.tokens_mlp_dim {units}, as in a "
             f"file of {name} for 224 pixels. The run makes it {tiles} times as large "

@@ -1,20 +1,18 @@
 """Settings of a run that the parameters it starts from bring with them."""
 
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mixer_jax.data.preprocess import as_color
-from mixer_jax.data.sizes import as_size
 from mixer_jax.run.config import Config, flatten
 from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder
+from mixer_jax.run.resolution import count_tiles
 from mixer_jax.run.source import open_run, open_source
 from mixer_jax.run.workdir import ADDED_KEYS, recorded_config, workdir_path
-from mixer_jax.variants import count_patches
 from mixer_jax.weights.published import without_secrets
 from mixer_jax.weights.reading import WeightsSource, find_checkpoint
 
@@ -120,8 +118,7 @@ def _token_units(
 
     None if it stays as it is.
     """
-    fields, crop = config.model, as_size(config.pp.crop)
-    given = fields.get("tokens_mlp_dim")
+    given = config.model.get("tokens_mlp_dim")
     if config.resolution != "block_diagonal" or not given:
         return None, ""
     if source is None:
@@ -130,9 +127,8 @@ def _token_units(
     kernel = source.shapes().get("MixerBlock_0/token_mixing/Dense_0/kernel")
     if not kernel or given != kernel[-1]:
         return None, ""
-    new_tokens = math.prod(count_patches(crop, fields.patches.size))
-    tiles, rest = divmod(new_tokens, kernel[0])
-    if tiles == 1 or rest:
+    tiles = count_tiles(config, kernel[0])
+    if tiles == 1:
         return None, ""
     units = tiles * given
     return units, (

@@ -18,7 +18,6 @@ from mixer_jax.weights.timm import TIMM, save_timm
 logger = logging.getLogger(__name__)
 
 _PACKAGES = (TIMM, MLP_MIXER_PYTORCH)
-PACKAGES = tuple(x.name for x in _PACKAGES)
 
 
 def read_pytorch_header(path: str | os.PathLike[str]) -> Header:
@@ -53,7 +52,7 @@ def save_pytorch(
     Args:
       path: the safetensors file, used as given; folders above it are made.
       params: the published parameter tree, of float32 JAX or numpy arrays.
-      package: one of PACKAGES.
+      package: one of `mixer_jax.weights.names.PACKAGES`.
       about: what is known of the parameters.
 
     Raises:

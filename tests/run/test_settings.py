@@ -16,7 +16,7 @@ from mixer_jax.run.paths import with_absolute_paths
 from mixer_jax.run.settings import settings_of_source
 from mixer_jax.run.workdir import open_workdir
 from mixer_jax.variants import Patches, Variant
-from mixer_jax.weights import layout, npz, pytorch
+from mixer_jax.weights import layout, names, npz, pytorch
 from mixer_jax.weights.about import About, write_beside
 from mixer_jax.weights.hub import is_hub_name
 
@@ -39,7 +39,7 @@ def files(tmp_path_factory):
     params = layout.unflatten(
         {k: 0.1 * rng.standard_normal(s, "float32") for k, s in shapes.items()}
     )
-    for package in pytorch.PACKAGES:
+    for package in names.PACKAGES:
         pytorch.save_pytorch(
             folder / f"{package}.safetensors", params, package, About()
         )

@@ -7,7 +7,7 @@ import pytest
 
 from mixer_jax.data.imagenet import imagenet_names
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.weights import hub, layout, npz, published, pytorch, reading
+from mixer_jax.weights import hub, layout, names, npz, published, pytorch, reading
 from mixer_jax.weights.about import About, write_beside
 from mixer_jax.weights.reading import find_checkpoint, open_weights, read_weights
 
@@ -24,7 +24,7 @@ def kinds(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     write_beside(tmp_path / "a.npz", ABOUT)
     paths = [tmp_path / "a.npz"]
-    for package in pytorch.PACKAGES:
+    for package in names.PACKAGES:
         paths.append(tmp_path / f"{package}.safetensors")
         pytorch.save_pytorch(paths[-1], tiny.tree(), package, ABOUT)
     return paths
@@ -67,7 +67,7 @@ def test_shapes_of_damaged_files(kinds):
 def test_what_is_known_of_a_file_that_says_nothing(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "a.npz", tiny.tree())
     known = {"a.npz": {}}
-    for package, epsilon in zip(pytorch.PACKAGES, (1e-6, 1e-5), strict=True):
+    for package, epsilon in zip(names.PACKAGES, (1e-6, 1e-5), strict=True):
         name = f"{package}.safetensors"
         pytorch.save_pytorch(tmp_path / name, tiny.tree(), package, About())
         known[name] = {"gelu": "erf", "layer_norm_epsilon": epsilon}
