@@ -1,5 +1,6 @@
 """One run on one device, on eight, and as two processes with four each."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -58,11 +59,22 @@ def start_two(workdir, config, second_config=None):
 
 def finish(*runs, timeout=300):
     """Waits so many seconds, and returns what each process printed."""
-    try:
-        return [run.communicate(timeout=timeout)[0] for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
+    deadline = time.monotonic() + timeout
+    with concurrent.futures.ThreadPoolExecutor(len(runs)) as pool:
+        outputs = [pool.submit(_read_all, run.stdout) for run in runs]
+        try:
+            for run in runs:
+                run.wait(timeout=max(0, deadline - time.monotonic()))
+        finally:
+            for run in runs:
+                run.kill()
+        return [output.result() for output in outputs]
+
+
+def _read_all(stream):
+    # communicate() would lose what an earlier readline() left in its buffer.
+    with stream:
+        return stream.read()
 
 
 def rows(workdir):

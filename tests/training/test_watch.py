@@ -104,7 +104,7 @@ def test_a_process_that_waits_in_a_step_for_one_that_is_suspended(suspended, num
         (output,) = finish(waiting, timeout=10 if number else 30)
     finally:
         runs[suspended].kill()
-        finish(*runs)
+        finish(runs[suspended])
     assert waiting.returncode == 1
     if number:
         assert "A signal asked this run to stop while in step" in output
