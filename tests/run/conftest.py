@@ -6,7 +6,6 @@ import pytest
 
 from mixer_jax.run import program, trainer
 
-
 # Keys with which the programs are the same.
 OTHERS = ("dataset", "progress_every", "eval_every", "checkpoint_every", "evals")
 
