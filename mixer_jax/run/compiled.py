@@ -8,6 +8,7 @@ the processor's features. So a program from the cache gives the same bits.
 import logging
 import os
 import pathlib
+from typing import Any
 
 import filelock
 import jax
@@ -29,7 +30,7 @@ def keep_compiled_programs() -> None:
     be written, nothing is kept. JAX warns if it cannot read or write a program, and
     compiles it.
     """
-    config = jax.config
+    config: Any = jax.config  # its values are attributes that types do not know
     if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir:
         return
     folder = pathlib.Path(pooch.os_cache("mixer_jax")) / "compiled"
