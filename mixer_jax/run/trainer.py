@@ -130,7 +130,7 @@ def train_and_evaluate(
             if due and step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
-                    checkpoints.save(step, state, reporter.unreported())
+                    checkpoints.save(step, state, reporter.numbers())
             if stopping and not is_last:  # what stops a run may not wait for evaluators
                 checkpoints.wait()
                 raise RunStopped(step, config.total_steps, workdir)
@@ -168,5 +168,6 @@ def _open_reporter(
         batch=config.batch,
         num_examples=len(data.train_source),
         every=config.progress_every,
+        nonfinite_limit=config.nonfinite_limit,
     )
     return contextlib.closing(reporter)

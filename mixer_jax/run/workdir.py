@@ -33,6 +33,8 @@ from mixer_jax.weights.npz import save_checkpoint
 FREE_KEYS = {
     "keep_checkpoints",
     "mesh.fsdp",
+    "nonfinite_limit",
+    "on_nonfinite",
     "prefetch",
     "profile_steps",
     "progress_every",
@@ -50,6 +52,8 @@ ADDED_KEYS: dict[str, Any] = {
     "pp.interpolation": None,
     "pp.mean": 0.5,
     "pp.std": 0.5,
+    "on_nonfinite": "stop",
+    "nonfinite_limit": 10,
 }
 
 # In config.json: the paths that are absolute there, as they were typed.
