@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import threading
 
@@ -34,6 +35,7 @@ def tiny_config(**overrides):
             "model.tokens_mlp_dim": 8,
             "model.channels_mlp_dim": 16,
             "model.stoch_depth": 0.1,  # so that the step's key matters
+            "mixup_p": 0.0,  # half of what the step's compilation would take
             "total_steps": 12,
             "batch": 16,
             "batch_eval": 64,
@@ -66,8 +68,8 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def killed_at(step):
-    """Makes a run die without warning when it asks for the batch of `step`."""
+def with_batches(change):
+    """Trains on what `change(step, batches)` returns for each step, from 1."""
     original = pipeline.train_batches
 
     class Batches:
@@ -76,24 +78,41 @@ def killed_at(step):
             self.step = start_step
 
         def __next__(self):
-            if self.step == step:
-                raise Killed
             self.step += 1
-            return next(self.inner)
+            return change(self.step, self.inner)
 
         def close(self):
             self.inner.close()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "train_batches", Batches)
-        with pytest.raises(Killed):
-            yield
+        yield
 
 
-def test_run_leaves_what_a_user_needs(tmp_path):
-    results = trainer.train_and_evaluate(tiny_config(), tmp_path)
+@contextlib.contextmanager
+def killed_at(step):
+    """Makes a run die without warning when it asks for the batch after `step`."""
+
+    def change(next_step, batches):
+        if next_step == step + 1:
+            raise Killed
+        return next(batches)
+
+    with with_batches(change), pytest.raises(Killed):
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run that nothing disturbed, and its results; to be read only."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, trainer.train_and_evaluate(tiny_config(), workdir)
+
+
+def test_run_leaves_what_a_user_needs(whole):
+    workdir, results = whole
     assert results["count"] == 364
-    found = rows(tmp_path)
+    found = rows(workdir)
     train = [row for row in found if "train/loss" in row]
     assert [row["step"] for row in train] == list(range(1, 13))
     assert all(row["train/images_per_sec"] > 0 for row in train)
@@ -102,18 +121,18 @@ def test_run_leaves_what_a_user_needs(tmp_path):
     assert test[-1]["test/top1"] == results["top1"]
     assert test[-1]["test/count"] == 364
     assert 0 < results["top1"] <= results["top5"] <= 1
-    assert json.loads((tmp_path / "class_names.json").read_text()) == list("0123456789")
-    assert json.loads((tmp_path / "config.json").read_text())["batch"] == 16
-    assert "test: top-1" in (tmp_path / "train.log").read_text()
-    assert any((tmp_path / "tensorboard").iterdir())
-    checkpoints = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert json.loads((workdir / "class_names.json").read_text()) == list("0123456789")
+    assert json.loads((workdir / "config.json").read_text())["batch"] == 16
+    assert "test: top-1" in (workdir / "train.log").read_text()
+    assert any((workdir / "tensorboard").iterdir())
+    checkpoints = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert checkpoints == [6, 9, 12]  # the newest keep_checkpoints
-    assert final_params(tmp_path)["head"]["kernel"].shape == (16, 10)
+    assert final_params(workdir)["head"]["kernel"].shape == (16, 10)
 
 
 @pytest.mark.parametrize("step", [6, 8])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
-    config = tiny_config()
+    config = tiny_config(mixup_p=0.2)
     expected = trainer.train_and_evaluate(config, tmp_path / "whole")
     with killed_at(step):
         trainer.train_and_evaluate(config, tmp_path / "killed")
@@ -132,11 +151,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, step):
 
 @pytest.mark.parametrize(("step", "every"), [(6, 4), (8, 5), (11, 2)])
 def test_a_rows_loss_is_the_mean_since_the_last_row_over_stops_too(
-    tmp_path, step, every
+    tmp_path, whole, step, every
 ):
-    config = tiny_config()
-    trainer.train_and_evaluate(config, tmp_path / "each")
-    losses = [row["train/loss"] for row in rows(tmp_path / "each") if len(row) > 5]
+    losses = [row["train/loss"] for row in rows(whole[0]) if len(row) > 5]
     assert len(losses) == 12
     rare = tiny_config(progress_every=every)
     with killed_at(step):
@@ -184,10 +201,79 @@ def test_a_loss_that_is_not_finite_between_two_rows_stops_the_run(tmp_path):
         trainer.train_and_evaluate(config, tmp_path)
 
 
-def test_a_save_does_not_wait_for_evaluators(tmp_path, monkeypatch):
+def damaged_at(*steps):
+    def change(step, batches):
+        batch = next(batches)
+        if step in steps:
+            batch["image"] = batch["image"].copy()
+            batch["image"][3] = np.nan
+        return batch
+
+    return with_batches(change)
+
+
+def skipping_config(**overrides):
+    exact = {"pp.transfer": "float32", "model.stoch_depth": 0.0}
+    return tiny_config(
+        on_nonfinite="skip",
+        decay_type="constant",
+        progress_every=2,
+        **exact,
+        **overrides,
+    )
+
+
+def test_a_skipped_batch_leaves_the_run_as_if_it_had_not_been_there(tmp_path):
+    with damaged_at(5):
+        trainer.train_and_evaluate(skipping_config(), tmp_path / "whole")
+    assert "step 5  loss nan" in (tmp_path / "whole" / "train.log").read_text()
+    with damaged_at(5), killed_at(8):  # it counts on
+        trainer.train_and_evaluate(skipping_config(), tmp_path / "killed")
+    trainer.train_and_evaluate(skipping_config(), tmp_path / "killed")
+
+    def without_the_fifth(step, batches):
+        if step == 5:
+            next(batches)
+        return next(batches)
+
+    with with_batches(without_the_fifth):
+        trainer.train_and_evaluate(
+            skipping_config(total_steps=11, checkpoint_every=11), tmp_path / "without"
+        )
+    for name in ("killed", "without"):
+        assert_bit_equal(
+            final_params(tmp_path / name), final_params(tmp_path / "whole")
+        )
+    train = [
+        [row for row in rows(tmp_path / name) if "train/loss" in row]
+        for name in ("whole", "killed")
+    ]
+    assert [row["train/skipped"] for row in train[0]] == [0, 0, 1, 1, 1, 1]
+    for key in ("step", "train/loss", "train/skipped"):
+        assert [row[key] for row in train[0]] == [row[key] for row in train[1]]
+
+
+def test_a_run_stops_when_too_many_batches_in_a_row_are_bad(tmp_path):
+    config = skipping_config(nonfinite_limit=3, checkpoint_every=1)
+    match = r"Step 8: loss nan, .* the updates of 3 steps in a row were skipped"
+    with (
+        damaged_at(2, 3, 6, 7, 8),
+        pytest.raises(trainer.NonFiniteError, match=match),
+    ):
+        trainer.train_and_evaluate(config, tmp_path)
+    last = [row for row in rows(tmp_path) if "train/loss" in row][-1]
+    assert (last["step"], last["train/skipped"]) == (6, 3)
+    # The count goes on where the run does. Other values of these keys are allowed.
+    with damaged_at(8), pytest.raises(trainer.NonFiniteError, match=match):
+        trainer.train_and_evaluate(config, tmp_path)
+    config.nonfinite_limit = 4
+    trainer.train_and_evaluate(config, tmp_path)
+
+
+def test_a_save_does_not_wait_for_evaluators(tmp_path, whole, monkeypatch):
     """A run that ends while it evaluates loses nothing, and evaluates later."""
     config = tiny_config()
-    expected = trainer.train_and_evaluate(config, tmp_path / "whole")
+    workdir, expected = whole
     with monkeypatch.context() as patch:
         patch.setattr(evaluators, "evaluate", raise_killed)
         with pytest.raises(Killed):
@@ -195,10 +281,8 @@ def test_a_save_does_not_wait_for_evaluators(tmp_path, monkeypatch):
     assert saved_steps(tmp_path / "killed") == [3, 6]
     assert rows(tmp_path / "killed")[-1].keys() >= {"train/loss"}
     assert trainer.train_and_evaluate(config, tmp_path / "killed") == expected
-    assert_bit_equal(
-        final_params(tmp_path / "killed"), final_params(tmp_path / "whole")
-    )
-    assert names_by_row(tmp_path / "killed") == names_by_row(tmp_path / "whole")
+    assert_bit_equal(final_params(tmp_path / "killed"), final_params(workdir))
+    assert names_by_row(tmp_path / "killed") == names_by_row(workdir)
 
 
 def raise_killed(*args):
@@ -209,13 +293,13 @@ def names_by_row(workdir):
     return [(row["step"], row.keys()) for row in rows(workdir)]
 
 
-def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
-    config = tiny_config()
-    expected = trainer.train_and_evaluate(config, tmp_path)
+def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, whole, capsys):
+    expected = whole[1]
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
     metrics = (tmp_path / "metrics.jsonl").read_text()
     capsys.readouterr()
-    assert trainer.train_and_evaluate(config, tmp_path) == expected
+    assert trainer.train_and_evaluate(tiny_config(), tmp_path) == expected
     assert "This run is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
@@ -342,14 +426,12 @@ def test_stop_before_the_first_step(tmp_path, monkeypatch):
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
-def test_another_config_is_refused_and_changes_nothing(tmp_path):
-    trainer.train_and_evaluate(tiny_config(total_steps=3), tmp_path)
+def test_another_config_is_refused_and_changes_nothing(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    config = tiny_config(base_lr=0.5, eval_every=3, **{"pp.flip": True})
     with pytest.raises(trainer.ConfigError) as error:
-        trainer.train_and_evaluate(
-            tiny_config(total_steps=3, base_lr=0.5, eval_every=3, **{"pp.flip": True}),
-            tmp_path,
-        )
+        trainer.train_and_evaluate(config, tmp_path)
     message = str(error.value)
     assert "base_lr: 0.003 there, 0.5 now" in message
     assert "pp.flip: False there, True now" in message
@@ -412,11 +494,10 @@ def test_workdir_of_a_failed_start_can_be_used_again(tmp_path):
     trainer.train_and_evaluate(tiny_config(total_steps=1), tmp_path)
 
 
-def test_pretrained_parameters_but_for_the_head(tmp_path):
-    trainer.train_and_evaluate(tiny_config(total_steps=4), tmp_path / "source")
+def test_pretrained_parameters_but_for_the_head(tmp_path, whole):
     folder = tmp_path / "files"
     folder.mkdir()
-    (tmp_path / "source" / "final.npz").rename(folder / "digits.npz")
+    shutil.copy(whole[0] / "final.npz", folder / "digits.npz")
     config = tiny_config(
         total_steps=1, base_lr=0.0, weight_decay=0.0, pretrained_dir=str(folder)
     )
@@ -498,7 +579,9 @@ def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
     assert_bit_equal(final, start)
 
 
-def test_what_the_result_does_not_depend_on_may_change_and_is_written_down(tmp_path):
+def test_what_the_result_does_not_depend_on_may_change_and_is_written_down(
+    tmp_path, whole
+):
     config = tiny_config(progress_every=5)
     common.add_evaluator(config, "train_too", split="train[:64]")
     changed = config.copy_and_resolve_references()
@@ -514,15 +597,12 @@ def test_what_the_result_does_not_depend_on_may_change_and_is_written_down(tmp_p
         "progress_every": [5, 4],
     }
     changed.update_from_flattened_dict({key: new for key, (_, new) in changes.items()})
-    config.progress_every = 1
-    expected = trainer.train_and_evaluate(config, tmp_path / "whole")
-    losses = list(train_losses(tmp_path / "whole").values())
-    config.progress_every, run = 5, tmp_path / "killed"
+    losses, run = list(train_losses(whole[0]).values()), tmp_path / "killed"
     with killed_at(7):
         trainer.train_and_evaluate(config, run)
     results = trainer.train_and_evaluate(changed, run)
-    assert_bit_equal(final_params(run), final_params(tmp_path / "whole"))
-    assert results == pytest.approx(expected, rel=1e-6)
+    assert_bit_equal(final_params(run), final_params(whole[0]))
+    assert results == pytest.approx(whole[1], rel=1e-6)
     # A row still is the mean over the steps since the last one, of 3 after the change.
     assert train_losses(run) == {
         stop: sum(losses[stop - count : stop]) / count
