@@ -48,7 +48,6 @@ from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
 from mixer_jax.training.processes import (
-    TIME_LIMIT,
     RunStopped,
     first_process_first,
     stop_requests,
@@ -167,7 +166,6 @@ def train_and_evaluate(
             if reason:
                 save()
                 checkpoints.wait()
-                _check_progress(config, reason, step - start_step)
                 raise RunStopped(step, config.total_steps, workdir, reason)
             if is_last:
                 break
@@ -184,16 +182,6 @@ def train_and_evaluate(
         secs = time.monotonic() - start_time
         logger.info("Done in %.0f s. The parameters are in %s", secs, final)
         return results["test"]
-
-
-def _check_progress(config: Config, reason: str, steps: int) -> None:
-    """Raises ConfigError if starts would follow each other without end."""
-    if reason == TIME_LIMIT and not steps:
-        raise ConfigError(
-            f"max_run_secs is {config.max_run_secs}, and this start has done no step "
-            "in that time: it read the data, compiled or evaluated. Nothing is lost. "
-            "Raise it, or set it to 0 for no limit."
-        )
 
 
 def _open_reporter(

@@ -33,7 +33,7 @@ from mixer_jax.training.stopping import (
 )
 from mixer_jax.training.watch import Watch
 
-__all__ = ["TIME_LIMIT", "ProcessError", "RunStopped", "exit_status"]
+__all__ = ["ProcessError", "RunStopped", "exit_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,8 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
     one signals do what they did before.
 
     Args:
-      deadline: of the run, by time.monotonic().
+      deadline: of the run, by time.monotonic(). It counts after the first step here, so
+        that each start brings the run forward.
 
     Yields:
       A function that returns why the run is to stop, such as "SIGTERM", or "". It takes
@@ -285,13 +286,13 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
         with watch.stop_requests(deadline) as stop_requested:
             yield stop_requested
         return
-    signalled, started = "", False
+    signalled, first_step = "", -1
 
     def request(number: int, frame: Any) -> None:
         del frame
         nonlocal signalled
         name = signal.Signals(number).name
-        if not started:
+        if first_step < 0:
             raise KeyboardInterrupt(f"{name} before the first step. Nothing is lost.")
         if signalled:
             raise KeyboardInterrupt("Ended at once, without saving.")
@@ -302,10 +303,10 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
         )
 
     def requested(step: int) -> str:
-        del step
-        nonlocal started
-        started = True
-        return signalled or (TIME_LIMIT if time.monotonic() > deadline else "")
+        nonlocal first_step
+        first_step = step if first_step < 0 else first_step
+        is_over = step > first_step and time.monotonic() > deadline
+        return signalled or (TIME_LIMIT if is_over else "")
 
     if threading.current_thread() is not threading.main_thread():
         yield requested

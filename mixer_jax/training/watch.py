@@ -164,7 +164,8 @@ class Watch:
         """Makes the first signal a request to stop this run; see `Stop`.
 
         Args:
-          deadline: of the run, by this process's time.monotonic(), a request too.
+          deadline: of the run, by this process's time.monotonic(): a request too, after
+            the first step here.
 
         Yields:
           A function that returns why all processes stop, or "", from the number of
@@ -173,11 +174,14 @@ class Watch:
           save.
         """
         self._runs += 1
-        stop = self._stop = self._new_stop()
+        stop, first_step = self._new_stop(), -1
+        self._stop = stop
 
         def requested(step: int) -> str:
+            nonlocal first_step
+            first_step = step if first_step < 0 else first_step
             self.doing = f"in step {step + 1}"
-            if time.monotonic() > deadline:
+            if step > first_step and time.monotonic() > deadline:
                 stop.ask(TIME_LIMIT)
             return stop.requested(step)
 

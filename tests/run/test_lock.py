@@ -119,7 +119,6 @@ class OtherMachine:
     """A lock that a process of another machine holds, on a disk that both see."""
 
     def __init__(self, path, monkeypatch, os_lock):
-        monkeypatch.setattr(lock, "DEAD_SECS", 2.0)
         holder = lock._Holder("other", "node7", 42, "yesterday", "token")
         path.write_text(json.dumps(holder._asdict()))
         self.file = path.open()
@@ -161,8 +160,9 @@ def test_another_machine_that_lives_keeps_its_lock(tmp_path, other_machine):
 
 
 def test_the_lock_of_a_machine_that_is_gone_is_taken_over(
-    tmp_path, other_machine, caplog
+    tmp_path, other_machine, monkeypatch, caplog
 ):
+    monkeypatch.setattr(lock, "DEAD_SECS", 1.0)
     with lock.locked(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     assert "locked by process 42 on node7, since yesterday" in caplog.text
