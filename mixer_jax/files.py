@@ -1,26 +1,89 @@
-"""Files and folders are written whole or not at all."""
+"""Files and folders are written whole or not at all, and errors say what to do."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+
+_PARTIAL = ".partial"  # ends the name of what is not yet whole
+
+_ADVICE = {
+    errno.ENOSPC: "Make room on that disk",
+    errno.EDQUOT: "Make room on that disk, or ask for a higher quota",
+    errno.EFBIG: "Raise the limit on the size of files",
+    errno.ENOENT: "Its folder was removed, or its disk was taken away: bring it back",
+    errno.ENOTDIR: "A file lies where a folder is expected: move it away",
+    errno.EEXIST: "A file lies where a folder is expected: move it away",
+} | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS),
+    "Make its folder writable, or take another",
+)
 
 
 class FileError(ValueError):
     """A path that cannot be written to."""
 
 
+class DiskError(OSError):
+    """A file or folder that cannot be written, as when the disk is full."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what a disk refuses inside the block into a DiskError.
+
+    Args:
+      path: of the file or folder that is written, for the message. An OSError about a
+        path elsewhere is left as it is.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        number, name = _number_and_name(error)
+        if number is None or not (name or str(path)).startswith(str(path)):
+            raise
+        advice = _ADVICE.get(number, "See to its disk")
+        raise DiskError(
+            f"{path} cannot be written: {os.strerror(number)}. {advice}; then give the "
+            "same command again."
+        ) from error
+
+
+def _number_and_name(error: Exception) -> tuple[int | None, str | None]:
+    """Returns the number of an error of the system and the path in it, if they are."""
+    if isinstance(error, OSError):
+        return error.errno, error.filename and os.fsdecode(error.filename)
+    # Orbax writes with TensorStore, which raises ValueErrors with this text.
+    found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return (int(found[1]) if found else None), None
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what a process that was killed left half-written in a folder."""
+    for path in folder.glob(f"*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write, and moves it there if all goes well."""
-    path, partial = _path_and_partial(path)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Gives a file beside `path` to write, and moves it there if all goes well.
+
+    Raises:
+      DiskError: the file cannot be written.
+    """
+    with writing(path):
+        path, partial = _path_and_partial(path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -68,4 +131,4 @@ def _path_and_partial(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: hosts that share a disk may share those too.
-    return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")

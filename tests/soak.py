@@ -4,14 +4,13 @@
     python tests/soak.py --kills 20 --processes 2 --seed 1
 
 The run trains on digits with every augmentation on. At random moments the program sends
-SIGKILL or SIGTERM to it, and damages files of its work directory; then it gives the same
-command again, until the run is done. Parameters, optimizer state and metrics.jsonl must
-be those of a run that nobody disturbed, bit for bit. The exit status is 0 if they are.
+SIGKILL or SIGTERM to it, and damages files of its work directory; then it starts the
+same command again, until the run is done. Parameters, optimizer state and metrics.jsonl
+must be those of a run that nobody disturbed, bit for bit. The exit status is 0 if so.
 
-Of the kills, a third come at a random moment of the start. The others wait until the run
-has done a random number of its steps, and then for a random part of a save or an
-evaluation. So each step of the run is as likely as any other, and the last kills are near
-the end.
+Of the signals, a third come at a random moment of the start. The others wait until the
+run has done a random number of its steps, and then for a random part of a save or an
+evaluation. So each step is as likely as any other, and the last ones are near the end.
 """
 
 import argparse
@@ -39,7 +38,7 @@ EVERY = 25  # steps between two checkpoints
 LEAVE_SECS = 90.0  # within which a process ends after SIGTERM
 RUN_SECS = 3600.0  # within which the undisturbed run ends
 
-# What a run ends with if a signal stopped it: as asked; or before Python handles signals.
+# What a run ends with if a signal stopped it: as asked, or before it handles signals.
 STOPPED = {75, -signal.SIGTERM}
 
 CONFIG = {
@@ -96,7 +95,10 @@ class Run:
             *(sys.executable, "-W", "ignore", "train.py", "--config=configs/digits.py"),
             *(f"--workdir={workdir}", f"--config.total_steps={plan.steps}", *flags),
         ]
-        others = [f"--coordinator={_free_address()}", f"--num_processes={plan.processes}"]
+        others = [
+            f"--coordinator={_free_address()}",
+            f"--num_processes={plan.processes}",
+        ]
         with self.output.open("w") as output:
             self.processes = [
                 subprocess.Popen(
@@ -104,7 +106,8 @@ class Run:
                     if plan.processes > 1
                     else command,
                     cwd=ROOT,
-                    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+                    env=os.environ
+                    | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
                     stdout=output,
                     stderr=subprocess.STDOUT,
                 )
@@ -128,7 +131,7 @@ class Run:
         return any(process.poll() is not None for process in self.processes)
 
     def wait(self, secs: float) -> list[int]:
-        """Waits for all processes, and kills those that are still there after `secs`."""
+        """Waits for all processes; after `secs` kills those that are still there."""
         deadline = time.monotonic() + secs
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -176,11 +179,14 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
         if run.step() < 0:
             during = "starting"
         else:
-            start_secs = run.first_row_secs or start_secs  # as programs are compiled now
+            start_secs = (
+                run.first_row_secs or start_secs
+            )  # as programs are compiled now
             if any(workdir.glob("checkpoints/*-tmp")):
                 during = "saving"
         victim = rng.choice(run.processes)
         victim.send_signal(number)
+        secs = run.secs()
         # The others of several processes notice; a scheduler may not wait for that.
         patience = LEAVE_SECS if number == signal.SIGTERM else rng.uniform(0, 5)
         statuses = run.wait(patience)
@@ -189,7 +195,7 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
         if i in damage_after:
             counts[f"damaged {_damage(workdir, rng)}"] += 1
         print(
-            f"{i + 1}/{len(signals)}: {number.name} after {run.secs():.1f} s, {during}, "
+            f"{i + 1}/{len(signals)}: {number.name} after {secs:.1f} s, {during}, "
             f"step {run.step()}, status {statuses}",
             flush=True,
         )
@@ -237,7 +243,9 @@ def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
 def _damage(workdir: pathlib.Path, rng: random.Random) -> str:
     """Damages a file of the newest checkpoint, or final.npz; returns how."""
     steps = sorted(_checkpoints(workdir), key=lambda x: int(x.name))
-    files = [x for x in sorted(steps[-1].rglob("*")) if x.is_file()] if steps[1:] else []
+    files = (
+        [x for x in sorted(steps[-1].rglob("*")) if x.is_file()] if steps[1:] else []
+    )
     files += [x for x in [workdir / "final.npz"] if x.exists()]
     if not files:
         return "nothing"

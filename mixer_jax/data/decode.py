@@ -40,17 +40,21 @@ _LASTING = (
 _said: set[str] = set()  # what is said once, of the first file
 
 
+class ImageFileError(ImageError):
+    """The file of an image cannot be read, whatever is in it."""
+
+
 def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
     """Returns a file's contents; after a failure waits and tries again.
 
     Raises:
-      ImageError: it cannot be read.
+      ImageFileError: it cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
         if not wait_secs or isinstance(error, _LASTING):
-            raise ImageError(error.strerror or str(error)) from error
+            raise ImageFileError(error.strerror or str(error)) from error
     time.sleep(wait_secs[0])
     return read_file(path, wait_secs[1:])
 

@@ -48,6 +48,7 @@ from mixer_jax.training.processes import (
     stop_signals,
 )
 from mixer_jax.training.profiling import Profiler
+from mixer_jax.training.quiet import quiet_orbax
 
 __all__ = ["ConfigError", "NonFiniteError", "RunStopped", "train_and_evaluate"]
 
@@ -90,6 +91,7 @@ def train_and_evaluate(
     workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        quiet_orbax()
         enter(logging_to(workdir))
         for level, note in notes:
             logger.log(level, note)
@@ -160,8 +162,8 @@ def train_and_evaluate(
 
 def _open_reporter(
     config: Config, data: Data, workdir: pathlib.Path, checkpoints: Checkpoints
-) -> contextlib.AbstractContextManager[Reporter]:
-    reporter = Reporter(
+) -> Reporter:
+    return Reporter(
         workdir,
         checkpoints,
         total_steps=config.total_steps,
@@ -169,4 +171,3 @@ def _open_reporter(
         num_examples=len(data.train_source),
         every=config.progress_every,
     )
-    return contextlib.closing(reporter)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mixer_jax.data.fingerprint import changes
 from mixer_jax.data.names import listing, printable
-from mixer_jax.files import replace_when_whole
+from mixer_jax.files import remove_partial, replace_when_whole, writing
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.run.model import FIELD_DEFAULTS
@@ -88,8 +88,11 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
       ProcessError: another process sees another folder.
     """
     path = workdir_path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
-    check_shared(path)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        check_shared(path)
+    if jax.process_index() == 0:
+        remove_partial(path)
     differences = _differences(config, path)
     if not all(key in FREE_KEYS or is_dataset(key) for key in differences):
         raise _other_config(path, differences)

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from mixer_jax.files import DiskError, writing
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -66,17 +67,17 @@ class Checkpoints:
           keep: how many checkpoints stay; older ones are deleted.
         """
         self.path = workdir / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.path.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.LatestN(keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-                # Just after a crash a disk may show hosts different lists.
-                single_host_load_and_broadcast=True,
-            ),
-            handler_registry=_handlers(),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.LatestN(keep),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            # Just after a crash a disk may show hosts different lists.
+            single_host_load_and_broadcast=True,
         )
+        with writing(self.path):
+            self._manager = ocp.CheckpointManager(
+                self.path.absolute(), options=options, handler_registry=_handlers()
+            )
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""
@@ -93,7 +94,9 @@ class Checkpoints:
           state: after them.
           numbers: to keep with the checkpoint, for `latest_numbers`.
         """
-        if step != self.latest_step():
+        if step == self.latest_step():
+            return
+        with writing(self.path):
             self._manager.save(
                 step,
                 args=ocp.args.PyTreeSave(state),
@@ -124,7 +127,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until what was saved is on disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        with writing(self.path):
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -137,10 +141,12 @@ class Checkpoints:
     ) -> None:
         """Waits for the last save and closes; an error inside the block comes first."""
         try:
-            self._manager.wait_until_finished()
+            self.wait()
         except Exception as save_error:
             if error is None:
                 raise
+            if isinstance(error, DiskError):  # one message for a full disk
+                return
             logger.error(
                 "The last checkpoint could not be saved either: %s: %s",
                 type(save_error).__name__,
