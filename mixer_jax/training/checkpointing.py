@@ -1,11 +1,14 @@
 """Checkpoints of a run with Orbax: written in the background, whole or not at all.
 
 Orbax writes to a temporary folder and renames it, so an interrupted save leaves the
-older checkpoints as they were. The position in the data needs no file: it follows from
-the state's step.
+older checkpoints as they were. Before the rename, the first process reads everything
+back and adds a manifest, with which a checkpoint is compared before it is used. The
+position in the data needs no file: it follows from the state's step.
 """
 
+import json
 import logging
+import math
 import pathlib
 from collections.abc import Mapping
 from types import TracebackType
@@ -17,6 +20,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer_jax.files import DiskError, writing
+from mixer_jax.training.manifest import (
+    METADATA,
+    DamagedError,
+    Manifest,
+    check_arrays,
+    check_files,
+    hash_arrays,
+    read_manifest,
+    write_manifest,
+)
+from mixer_jax.training.processes import current
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -28,32 +42,133 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads the parameters alone out of the newest checkpoint of a run.
+def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """Reads the parameters alone out of the newest checkpoint of a run that is whole.
 
-    Nothing is written, so the run may still be training.
+    Nothing is written, so the run may still be training. A warning names each newer
+    checkpoint that is damaged.
 
     Args:
       workdir: of the run.
 
     Returns:
-      The parameters as numpy arrays, whatever devices they were on.
+      The parameters as numpy arrays, whatever devices they were on, and their step.
 
     Raises:
       FileNotFoundError: the run has saved no checkpoint yet.
+      DamagedError: all checkpoints are damaged.
     """
-    steps = saved_steps(workdir)
-    if not steps:
-        raise FileNotFoundError(
-            f"{workdir} holds neither final.npz nor a checkpoint: the run has not "
-            "reached its first checkpoint_every steps yet."
-        )
-    path = workdir.absolute() / "checkpoints" / str(steps[-1]) / "default"
-    handler = ocp.PyTreeCheckpointHandler()
-    item = {"params": handler.metadata(path).tree["params"]}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
-    args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
-    return handler.restore(path, args=args)["params"]
+    while steps := saved_steps(workdir):
+        for step in reversed(steps):
+            folder = _folder(workdir, step)
+            try:
+                manifest, tree = _check(folder), _read(folder, "params")
+                if manifest is not None:
+                    check_arrays(tree, manifest)
+                return tree["params"], step
+            except DamagedError as error:
+                logger.warning("The checkpoint %s is damaged: %s", folder, error)
+        if saved_steps(workdir) == steps:  # else the run has deleted them meanwhile
+            raise DamagedError(
+                f"All checkpoints in {workdir / 'checkpoints'} are damaged. Put a copy "
+                "of one there, or train again."
+            )
+    raise FileNotFoundError(
+        f"{workdir} holds neither final.npz nor a checkpoint: the run has not reached "
+        "its first checkpoint_every steps yet."
+    )
+
+
+def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir.absolute() / "checkpoints" / str(step)
+
+
+def _check(folder: pathlib.Path) -> Manifest | None:
+    """Returns the manifest of a checkpoint with which its files agree.
+
+    None for a checkpoint of an older run, which has no manifest: it can be read.
+
+    Raises:
+      DamagedError: its files do not agree, or it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        _read(folder)
+    else:
+        check_files(folder, manifest)
+    return manifest
+
+
+def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
+    """Reads the trees `names` of a state, or all of it, as numpy arrays.
+
+    Raises:
+      DamagedError: they cannot be read.
+    """
+    path, handler = folder / "default", ocp.PyTreeCheckpointHandler()
+    try:
+        json.loads((folder / METADATA).read_bytes())
+        tree = handler.metadata(path).tree
+        item = {name: tree[name] for name in names or tree}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
+        return handler.restore(path, args=args)
+    except Exception as error:  # Orbax has no class of its own for what can go wrong
+        reason = str(error).strip().partition("\n")[0]
+        raise DamagedError(
+            f"it cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _use_newest(workdir: pathlib.Path) -> None:
+    """Renames the checkpoints that are newer than the newest whole one.
+
+    The first process does; the others wait for it.
+
+    Raises:
+      DamagedError: there were checkpoints, and none is whole.
+    """
+    if jax.process_index() == 0:
+        steps = saved_steps(workdir)
+        while steps:
+            try:
+                _check(_folder(workdir, steps[-1]))
+                break
+            except DamagedError as error:
+                _set_aside(workdir, steps.pop(), str(error))
+        folder = workdir / "checkpoints"
+        if not steps and (damaged := sorted(folder.glob("*.damaged*"))):
+            raise DamagedError(
+                f"No checkpoint of the run in {workdir} is whole: see "
+                f"{', '.join(x.name for x in damaged)} in {folder}. To continue the "
+                f"run, put a copy of one there, in a folder that has the step as its "
+                "name. To begin again, remove that folder."
+            )
+    _tell_all("to check the newest checkpoint", senders=[0])
+
+
+def _set_aside(workdir: pathlib.Path, step: int, fault: str) -> None:
+    """Renames a damaged checkpoint, so that it is none for Orbax any more."""
+    folder = _folder(workdir, step)
+    aside, count = folder.with_name(f"{step}.damaged"), 1
+    while aside.exists():
+        aside, count = folder.with_name(f"{step}.damaged{count}"), count + 1
+    folder.rename(aside)
+    logger.warning(
+        "The checkpoint %s is damaged: %s. It is now %s, and of no use; the run goes "
+        "on from the one before.",
+        folder,
+        fault,
+        aside.name,
+    )
+
+
+def _tell_all(what: str, value: str = "", senders: list[int] | None = None) -> str:
+    """Returns what processes tell of it, the first that is not empty."""
+    watch = current()
+    if watch is None:
+        return value
+    return next(filter(None, watch.collect(what, value, senders, math.inf)), "")
 
 
 class Checkpoints:
@@ -62,22 +177,42 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int):
         """Opens the folder, or makes it.
 
+        Newer checkpoints than the newest whole one are set aside, with a warning.
+
         Args:
           workdir: of the run.
           keep: how many checkpoints stay; older ones are deleted.
+
+        Raises:
+          DamagedError: there were checkpoints, and none is whole.
         """
+        _use_newest(workdir)
+        self._workdir, self._saving_step = workdir, 0
         self.path = workdir / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(keep),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(
+                # In the background thread of the first process, after all have
+                # written, and before the rename.
+                post_finalization_callback=self._complete
+            ),
             # Just after a crash a disk may show hosts different lists.
             single_host_load_and_broadcast=True,
+            # No file of a checkpoint is read that is not known to be whole.
+            lightweight_initialize=True,
         )
         with writing(self.path):
             self._manager = ocp.CheckpointManager(
                 self.path.absolute(), options=options, handler_registry=_handlers()
             )
+
+    def _complete(self) -> None:
+        """Adds the manifest to what was just written, if that can be read back."""
+        folder = _folder(self._workdir, self._saving_step)
+        folder = folder.with_name(folder.name + ocp.utils.TMP_DIR_SUFFIX)
+        write_manifest(folder, hash_arrays(_read(folder)))
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""
@@ -97,6 +232,8 @@ class Checkpoints:
         if step == self.latest_step():
             return
         with writing(self.path):
+            self._manager.wait_until_finished()  # _complete reads the step
+            self._saving_step = step
             self._manager.save(
                 step,
                 args=ocp.args.PyTreeSave(state),
@@ -114,16 +251,38 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, on the devices and with the shardings of `like`.
 
+        If its arrays are not those that were saved, the checkpoint is set aside, and
+        the one before is restored.
+
         Args:
           like: a state, or the shapes, dtypes and shardings of one.
+
+        Raises:
+          DamagedError: there is none before.
         """
-        step = self.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args)
-        state = self._manager.restore(step, args=args)
-        logger.info("start    from the checkpoint of step %d", step)
-        return state
+        while True:
+            step = self.latest_step()
+            state = self._manager.restore(step, args=args)
+            fault = _tell_all("to look at what it restored", self._fault(step, state))
+            if not fault:
+                logger.info("start    from the checkpoint of step %d", step)
+                return state
+            if jax.process_index() == 0:
+                _set_aside(self._workdir, step, fault)
+            _use_newest(self._workdir)
+            self._manager.reload()
+
+    def _fault(self, step: int, state: TrainState) -> str:
+        """Returns what is wrong with arrays that were read; "" if nothing is."""
+        try:
+            if (manifest := read_manifest(_folder(self._workdir, step))) is not None:
+                check_arrays(state, manifest)
+        except DamagedError as error:
+            return str(error)
+        return ""
 
     def wait(self) -> None:
         """Waits until what was saved is on disk; raises what went wrong there."""
@@ -141,7 +300,11 @@ class Checkpoints:
     ) -> None:
         """Waits for the last save and closes; an error inside the block comes first."""
         try:
-            self.wait()
+            with writing(self.path):
+                try:
+                    self._manager.wait_until_finished()
+                finally:
+                    self._manager.close()  # may raise the same error again
         except Exception as save_error:
             if error is None:
                 raise
@@ -152,8 +315,6 @@ class Checkpoints:
                 type(save_error).__name__,
                 save_error,
             )
-        finally:
-            self._manager.close()
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
