@@ -17,6 +17,7 @@ import jax
 from mixer_jax.run.config import Config, ConfigError, flatten, in_steps
 from mixer_jax.run.data import Data, open_data, open_evals
 from mixer_jax.run.evaluators import open_evaluators
+from mixer_jax.run.lock import WorkdirInUseError, locked
 from mixer_jax.run.paths import comparable
 from mixer_jax.run.program import (
     build_program,
@@ -29,6 +30,7 @@ from mixer_jax.run.start import check_start, initial_state
 from mixer_jax.run.workdir import (
     check_same_data,
     open_workdir,
+    workdir_path,
     write_description,
     write_result,
 )
@@ -50,7 +52,13 @@ from mixer_jax.training.processes import (
 from mixer_jax.training.profiling import Profiler
 from mixer_jax.training.quiet import quiet_orbax
 
-__all__ = ["ConfigError", "NonFiniteError", "RunStopped", "train_and_evaluate"]
+__all__ = [
+    "ConfigError",
+    "NonFiniteError",
+    "RunStopped",
+    "WorkdirInUseError",
+    "train_and_evaluate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -82,22 +90,24 @@ def train_and_evaluate(
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
       RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+      WorkdirInUseError: another run writes into the workdir.
     """
     start_time = time.monotonic()
-    check_processes(comparable(config))
-    config, mesh = check_run(config)
-    config, notes = first_process_first(settings_of_source, config, workdir)
-    # Each host may have read a file of its own.
-    check_same("what the parameters to start from say", comparable(config))
-    workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         quiet_orbax()
+        stop_requested = enter(stop_signals())
+        check_processes(comparable(config))
+        config, mesh = check_run(config)
+        config, notes = first_process_first(settings_of_source, config, workdir)
+        # Each host may have read a file of its own.
+        check_same("what the parameters to start from say", comparable(config))
+        enter(locked(workdir_path(workdir)))
+        workdir = open_workdir(config, workdir)
         enter(logging_to(workdir))
         for level, note in notes:
             logger.log(level, note)
         enter(jax.set_mesh(mesh))
-        stop_requested = enter(stop_signals())
         first_process_first(check_start, config, workdir)
         data = first_process_first(open_data, config)
         data = first_process_first(open_evals, data)

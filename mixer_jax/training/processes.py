@@ -25,10 +25,10 @@ import jax
 # through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
-from mixer_jax.training.stopping import ProcessError, RunStopped
+from mixer_jax.training.stopping import ProcessError, RunStopped, exit_status
 from mixer_jax.training.watch import Watch
 
-__all__ = ["ProcessError", "RunStopped"]
+__all__ = ["ProcessError", "RunStopped", "exit_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -263,8 +263,10 @@ def _is_loopback(host: str) -> bool:
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
 
-    Several processes stop after the same step; see `Watch.stop_signals`. Python can set
-    a handler in the main thread only: in another one signals do what they did before.
+    Before the first step a signal raises KeyboardInterrupt at once, since there is
+    nothing to save. Several processes stop after the same step; see
+    `Watch.stop_signals`. Python can set a handler in the main thread only: in another
+    one signals do what they did before.
 
     Yields:
       A function that returns whether the run is to stop, from the number of steps done.
@@ -274,20 +276,24 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         with watch.stop_signals() as stop_requested:
             yield stop_requested
         return
-    requested = threading.Event()
+    requested, started = threading.Event(), threading.Event()
 
     def request(number: int, frame: Any) -> None:
         del frame
+        name = signal.Signals(number).name
+        if not started.is_set():
+            raise KeyboardInterrupt(f"{name} before the first step. Nothing is lost.")
         if requested.is_set():
             raise KeyboardInterrupt("Ended at once, without saving.")
         requested.set()
         logger.info(
             "%s: stopping after this step. Once more to stop at once, without saving.",
-            signal.Signals(number).name,
+            name,
         )
 
     def is_requested(step: int) -> bool:
         del step
+        started.set()
         return requested.is_set()
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,6 +1,7 @@
 """How a run ends early: another process fails, or a signal asks it to stop."""
 
 import math
+import os
 import pathlib
 import threading
 import time
@@ -10,6 +11,13 @@ from mixer_jax.training.store import Store
 
 # So long the other processes have to answer.
 ANSWER_SECS = 6.0
+
+
+# The exit status of a program whose run stopped as it was asked to, by a signal or by
+# max_run_secs: EX_TEMPFAIL of sysexits.h, "try again later". It is the same for all
+# requests, so that a script can test one number. 128 plus a signal's number would not
+# do: shells give it for a process that a signal killed, as when memory is short.
+STOPPED_STATUS = os.EX_TEMPFAIL  # 75
 
 
 class ProcessError(RuntimeError):
@@ -27,6 +35,14 @@ class RunStopped(Exception):  # noqa: N818 - it is no error
                 f"from there, in {workdir}."
             )
         super().__init__(text)
+
+
+def exit_status(error: BaseException | None) -> int:
+    """Returns the exit status of a program that `error` ends; None if nothing does."""
+    if error is None:
+        return 0
+    asked_for = isinstance(error, RunStopped | KeyboardInterrupt)
+    return STOPPED_STATUS if asked_for else 1
 
 
 class Stop:

@@ -27,6 +27,7 @@ from mixer_jax.training.stopping import (
     ProcessError,
     RunStopped,
     Stop,
+    exit_status,
     process_names,
 )
 from mixer_jax.training.store import Store
@@ -79,7 +80,8 @@ class Watch:
         self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
-        self._left = self._closed = self._done = False
+        self._left = self._closed = False
+        self._status = 1  # the program's, if it ends now
         self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
@@ -188,12 +190,14 @@ class Watch:
         """
         try:
             yield
-            self._done = True
-        except RunStopped:
-            raise
+            self._status = exit_status(None)
         except BaseException as error:
+            self._status = exit_status(error)
+            if isinstance(error, RunStopped):
+                raise
             self._leave(error)
-            if not isinstance(error, JaxRuntimeError):
+            # Where a process is gone, CPU devices raise a ValueError of Gloo's text.
+            if not (isinstance(error, JaxRuntimeError) or "Gloo" in str(error)):
                 raise
             reason = str(error).splitlines()[0]
             raise ProcessError(
@@ -239,7 +243,7 @@ class Watch:
         """Raises `error` in the main thread, and ends the process if it is stuck."""
         if self._end_at == math.inf:
             self._error, self._last_words, self._end_at = error, error, end_at
-            self._done = False
+            self._status = exit_status(error)
             if self._handlers:  # a true signal, as it also ends a system call
                 self._own_signal = True
                 signal.pthread_kill(self._main_thread, signal.SIGTERM)
@@ -259,7 +263,7 @@ class Watch:
             telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(0.8)  # process 0 may not answer
-        os._exit(0 if self._done else 1)
+        os._exit(self._status)
 
     def _watch_signals(self) -> None:
         """Ends waits: on signals, when time is over, when another process failed."""
@@ -275,8 +279,10 @@ class Watch:
             elif self._failure and now > self._fail_at:
                 self._end(self._failure, now + LEAVE_SECS)
             elif self._stop.is_late():
+                # What ends a process that was asked to stop is no failure of its own.
+                kind = KeyboardInterrupt if self._stop.signal else ProcessError
                 self._end(
-                    ProcessError(
+                    kind(
                         f"A signal asked this run to stop while {self.doing}, and "
                         f"{process_names(self._stop.unanswered)} did not answer. "
                         f"Nothing was saved. {_RESTART}"

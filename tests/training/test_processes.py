@@ -168,7 +168,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
         outputs = finish(*runs)
         stopped_at.append(max(int(p.name) for p in tmp_path.glob("checkpoints/*")))
         for run, output in zip(runs, outputs, strict=True):
-            assert run.returncode == 1
+            assert run.returncode == 75
             assert f"RunStopped: Stopped at step {stopped_at[-1]} of 100000" in output
     first, second = stopped_at[1:]
     assert second > first
