@@ -42,7 +42,7 @@ RUN_SECS = 3600.0  # within which the undisturbed run ends
 STOPPED = {75, -signal.SIGTERM}
 
 CONFIG = {
-    "total_steps": 100,
+    "total_steps": 1000,
     "warmup_steps": 2,
     "checkpoint_every": EVERY,
     "eval_every": 2 * EVERY,
@@ -96,7 +96,7 @@ class Run:
             *(f"--workdir={workdir}", f"--config.total_steps={plan.steps}", *flags),
         ]
         others = [
-            f"--coordinator={_free_address()}",
+            f"--coordinator={free_address()}",
             f"--num_processes={plan.processes}",
         ]
         with self.output.open("w") as output:
@@ -141,7 +141,7 @@ class Run:
         return [process.wait() for process in self.processes]
 
 
-def _free_address() -> str:
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
@@ -211,7 +211,7 @@ def _wait_for_moment(
     """Waits for a moment for the next of `left` signals; returns what it is in."""
     if rng.random() < 1 / 3:
         until = run.start + rng.uniform(0, start_secs)
-        while time.monotonic() < until and not run.ended():
+        while time.monotonic() < until and run.step() < 0 and not run.ended():
             time.sleep(0.01)
         return "starting"
     done = max((int(x.name) for x in _checkpoints(run.workdir)), default=0)

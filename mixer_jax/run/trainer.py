@@ -41,6 +41,7 @@ from mixer_jax.training.agreement import (
     check_same_copies,
     describe_arrays,
 )
+from mixer_jax.training.background import quiet_orbax
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
@@ -50,7 +51,6 @@ from mixer_jax.training.processes import (
     stop_signals,
 )
 from mixer_jax.training.profiling import Profiler
-from mixer_jax.training.quiet import quiet_orbax
 
 __all__ = [
     "ConfigError",
@@ -95,7 +95,6 @@ def train_and_evaluate(
     start_time = time.monotonic()
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        quiet_orbax()
         stop_requested = enter(stop_signals())
         check_processes(comparable(config))
         config, mesh = check_run(config)
@@ -117,6 +116,7 @@ def train_and_evaluate(
         program = build_program(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
+        quiet_orbax(workdir / "checkpoints")
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
         check_same(
             "model, optimizer and step",

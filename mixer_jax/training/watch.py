@@ -205,6 +205,15 @@ class Watch:
                 f"see its message. {_RESTART}"
             ) from error
 
+    def end(self, error: BaseException) -> None:
+        """Ends this process with an error that another thread than the main one found.
+
+        The other processes are told, as they may wait for what failed here.
+        """
+        self._tell(error)
+        # They end before: process 0 serves the store, and JAX aborts without it.
+        self._end(error, time.monotonic() + SHUTDOWN_SECS)
+
     def _wait_at_end(self) -> None:
         """Waits for all processes, as JAX ends them soon after one has gone."""
         if self._left:
@@ -328,6 +337,7 @@ class Watch:
                 self._store.write(f"alive/{self.index}", str(time.monotonic()))
                 alive = self._store.read("alive/") if silence else {}
                 ended = self._store.read("ended/")
+                ended.pop(self.index, None)
                 self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)
