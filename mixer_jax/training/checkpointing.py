@@ -6,13 +6,11 @@ back and adds a manifest, with which a checkpoint is compared before it is used.
 position in the data needs no file: it follows from the state's step.
 """
 
-import contextlib
 import json
 import logging
 import math
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +30,7 @@ from mixer_jax.training.manifest import (
     write_manifest,
 )
 from mixer_jax.training.processes import current
+from mixer_jax.training.quiet import quiet_orbax
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -114,36 +113,13 @@ def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
         raise DamagedError(f"{METADATA} cannot be read: {error}") from error
 
 
-@contextlib.contextmanager
-def _late_reads_ignored() -> Iterator[None]:
-    """Keeps Python from showing a traceback for each read that nobody waits for.
-
-    At the first error Orbax closes its event loop, and other reads end later, also
-    after this block: if it ends with an error, they are ignored from then on.
-    """
-    hook, asyncio_logger = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Task exception was never retrieved")
-
-    sys.unraisablehook = show
-    asyncio_logger.addFilter(is_shown)
-    yield
-    sys.unraisablehook = hook
-    asyncio_logger.removeFilter(is_shown)
-
-
-@_late_reads_ignored()
 def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
     """Reads the trees `names` of a state, or all of it, as numpy arrays.
 
     Raises:
       DamagedError: they cannot be read.
     """
+    quiet_orbax()
     path, handler = folder / "default", ocp.PyTreeCheckpointHandler()
     try:
         tree = handler.metadata(path).tree
