@@ -117,7 +117,7 @@ def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
     if found is not None and not saved_steps(workdir):
         raise found
     if found is not None:
-        logger.warning("%s The newest checkpoint is read instead.", found)
+        logger.warning("%s The newest whole checkpoint is read instead.", found)
     params, step = read_latest_params(workdir)
     return params, f"{workdir}, step {step}"
 

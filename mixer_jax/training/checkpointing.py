@@ -31,6 +31,7 @@ from mixer_jax.training.manifest import (
     write_manifest,
 )
 from mixer_jax.training.processes import current
+from mixer_jax.training.quiet import quiet_orbax
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 def _check(folder: pathlib.Path) -> Manifest | None:
     """Returns the manifest of a checkpoint with which its files agree.
 
-    None for a checkpoint of an older run, which has no manifest: it can be read.
+    None for a checkpoint of an older run, which has no manifest; all of it can be read.
 
     Raises:
       DamagedError: its files do not agree, or it cannot be read.
@@ -94,9 +95,23 @@ def _check(folder: pathlib.Path) -> Manifest | None:
     manifest = read_manifest(folder)
     if manifest is None:
         _read(folder)
+        _read_numbers(folder)
     else:
         check_files(folder, manifest)
     return manifest
+
+
+def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
+    """Returns the numbers that were given to a save; {} if that is of an older run.
+
+    Raises:
+      DamagedError: they cannot be read.
+    """
+    try:
+        content = json.loads((folder / METADATA).read_bytes())
+        return dict(content.get("custom_metadata") or {})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{METADATA} cannot be read: {error}") from error
 
 
 def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
@@ -105,16 +120,16 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
     Raises:
       DamagedError: they cannot be read.
     """
+    quiet_orbax()
     path, handler = folder / "default", ocp.PyTreeCheckpointHandler()
     try:
-        json.loads((folder / METADATA).read_bytes())
         tree = handler.metadata(path).tree
         item = {name: tree[name] for name in names or tree}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
         return handler.restore(path, args=args)
-    except Exception as error:  # Orbax has no class of its own for what can go wrong
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # of any class, as its libraries raise them
+        reason = str(error).partition(" [tensorstore_spec")[0]
         raise DamagedError(
             f"it cannot be read: {type(error).__name__}: {reason}"
         ) from error
@@ -244,9 +259,7 @@ class Checkpoints:
     def latest_numbers(self) -> dict[str, float]:
         """Returns what was given to the newest save; {} if that is of an older run."""
         step = self.latest_step()
-        if step is None:
-            return {}
-        return dict(self._manager.metadata(step).custom_metadata or {})
+        return {} if step is None else _read_numbers(_folder(self._workdir, step))
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, on the devices and with the shardings of `like`.

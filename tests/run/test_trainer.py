@@ -217,6 +217,43 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, capsys):
     assert "This run is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    # But a result that is cut off is written again.
+    final = tmp_path / "final.npz"
+    contents = final.read_bytes()
+    final.write_bytes(contents[: len(contents) // 2])
+    assert trainer.train_and_evaluate(config, tmp_path) == expected
+    assert final.read_bytes() == contents
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    output = capsys.readouterr().out
+    assert output.count(f"{final} of {len(contents) // 2:,} bytes is cut off") == 1
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path, capsys):
+    config = tiny_config()
+    trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(11):
+        trainer.train_and_evaluate(config, tmp_path / "damaged")
+    assert saved_steps(tmp_path / "damaged") == [3, 6, 9]
+    folder = tmp_path / "damaged" / "checkpoints"
+    (folder / "9" / "default" / "manifest.ocdbt").write_bytes(b"")
+    capsys.readouterr()
+    trainer.train_and_evaluate(config, tmp_path / "damaged")
+    output = capsys.readouterr().out
+    assert "9 is damaged: default/manifest.ocdbt has 0 bytes, expected" in output
+    assert output.count("warning") == 1
+    assert "from the checkpoint of step 6" in output
+    assert (folder / "9.damaged").exists()
+    assert_bit_equal(
+        final_params(tmp_path / "damaged"), final_params(tmp_path / "whole")
+    )
+    assert untimed(tmp_path / "damaged") == untimed(tmp_path / "whole")
+
+
+def untimed(workdir):
+    return [
+        {name: x for name, x in row.items() if name != "train/images_per_sec"}
+        for row in rows(workdir)
+    ]
 
 
 def test_stop_saves_and_does_not_evaluate(tmp_path, monkeypatch):
