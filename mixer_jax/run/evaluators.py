@@ -19,6 +19,10 @@ from mixer_jax.run.program import Program
 from mixer_jax.training import sharding
 
 
+class EvaluationStopped(Exception):  # noqa: N818 - it is no error
+    """A request to stop the run came within an evaluation; the argument is why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """One way to score parameters during a run.
@@ -26,7 +30,7 @@ class Evaluator:
     Attributes:
       name: of the numbers, as in "test/top1".
       every: steps between two evaluations.
-      run: maps the parameters to numbers by name.
+      run: maps the parameters to numbers by name; or raises EvaluationStopped.
     """
 
     name: str
@@ -39,9 +43,21 @@ class Evaluator:
 
 
 def open_evaluators(
-    config: Config, data: Data, program: Program, mesh: Mesh
+    config: Config,
+    data: Data,
+    program: Program,
+    mesh: Mesh,
+    stop_requested: Callable[[], str] = lambda: "",
 ) -> list[Evaluator]:
-    """Returns the evaluator of the test split, and those that config.evals adds."""
+    """Returns the evaluator of the test split, and those that config.evals adds.
+
+    Args:
+      config: of the run.
+      data: of the run.
+      program: of the run.
+      mesh: of the run.
+      stop_requested: asked before each batch, in all processes, why the run is to stop.
+    """
 
     def batches(
         source: Source,
@@ -64,7 +80,10 @@ def open_evaluators(
             missing=data.missing,
         )
         with contextlib.closing(batches):
-            yield from (sharding.shard_batch(mesh, batch) for batch in batches)
+            for batch in batches:
+                if reason := stop_requested():
+                    raise EvaluationStopped(reason)
+                yield sharding.shard_batch(mesh, batch)
 
     def classify(
         source: Source, split: str, transform: preprocess.EvalTransform, params: Any

@@ -199,6 +199,7 @@ KEYS = {
     "keep_checkpoints": _whole(1),
     "progress_every": _whole(1),
     "profile_steps": _whole(0),
+    "max_run_secs": _whole(0),
     "mesh.fsdp": _whole(1),
     "evals.*.type": _one_of("classification", "fewshot"),
     "evals.*.dataset": TEXT.or_none(),

@@ -8,15 +8,17 @@ that was not.
 
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import time
 
 import jax
 
+from mixer_jax.run.changes import check_length
 from mixer_jax.run.config import Config, ConfigError, flatten, in_steps
 from mixer_jax.run.data import Data, open_data, open_evals
-from mixer_jax.run.evaluators import open_evaluators
+from mixer_jax.run.evaluators import EvaluationStopped, open_evaluators
 from mixer_jax.run.lock import WorkdirInUseError, locked
 from mixer_jax.run.paths import comparable
 from mixer_jax.run.program import (
@@ -30,6 +32,7 @@ from mixer_jax.run.start import check_start, initial_state
 from mixer_jax.run.workdir import (
     check_same_data,
     open_workdir,
+    recorded_config,
     workdir_path,
     write_description,
     write_result,
@@ -46,9 +49,10 @@ from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
 from mixer_jax.training.processes import (
+    TIME_LIMIT,
     RunStopped,
     first_process_first,
-    stop_signals,
+    stop_requests,
 )
 from mixer_jax.training.profiling import Profiler
 
@@ -89,15 +93,17 @@ def train_and_evaluate(
       NonFiniteError: loss or gradient are infinite or not a number.
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
-      RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+      RunStopped: SIGTERM, Ctrl-C or max_run_secs; the state has been saved.
+      KeyboardInterrupt: SIGTERM or Ctrl-C before the first step, or a second time.
       WorkdirInUseError: another run writes into the workdir.
     """
     start_time = time.monotonic()
+    check_processes(comparable(config))
+    config, mesh = check_run(config)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        stop_requested = enter(stop_signals())
-        check_processes(comparable(config))
-        config, mesh = check_run(config)
+        deadline = start_time + (config.max_run_secs or math.inf)
+        stop_requested = enter(stop_requests(deadline))
         config, notes = first_process_first(settings_of_source, config, workdir)
         # Each host may have read a file of its own.
         check_same("what the parameters to start from say", comparable(config))
@@ -123,6 +129,9 @@ def train_and_evaluate(
             {"step": checkpoints.latest_step()}
             | describe_arrays(program.abstract_state),
         )
+        recorded = recorded_config(workdir)
+        step = checkpoints.latest_step() or 0
+        check_length(config, recorded, len(data.train_source), step)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(program.abstract_state)
         else:
@@ -130,31 +139,41 @@ def train_and_evaluate(
         start_step = step = checkpoints.latest_step() or 0  # restored
         check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
-        write_description(given_config, data, workdir)
-        evaluators = open_evaluators(config, data, program, mesh)
+        write_description(given_config, data, workdir, start_step)
+        evaluators = open_evaluators(
+            config, data, program, mesh, lambda: stop_requested(step)
+        )
         batches = enter(data.train_batches(start_step, mesh))
         reporter = enter(_open_reporter(config, data, workdir, checkpoints))
         profiler = enter(Profiler(workdir / "tensorboard", config.profile_steps))
         rng, results = step_rng(config, mesh), dict[str, dict[str, float]]()
 
-        while True:
-            is_last = step == config.total_steps
-            stopping = stop_requested(step)
-            due = stopping or is_last or step % config.checkpoint_every == 0
-            if due and step > start_step:
+        def save() -> None:
+            if step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
                     checkpoints.save(step, state, reporter.unreported())
-            if stopping and not is_last:  # what stops a run may not wait for evaluators
+
+        while True:
+            is_last = step == config.total_steps
+            reason = stop_requested(step)
+            if is_last or step % config.checkpoint_every == 0:
+                save()
+            try:
+                for evaluator in [] if reason else evaluators:
+                    # At start_step too: a run that ended there may not have evaluated.
+                    if is_last or evaluator.is_due(step):
+                        with reporter.paused():
+                            numbers = evaluator.run(state.params)
+                        reporter.report(step, evaluator.name, numbers)
+                        results[evaluator.name] = numbers
+            except EvaluationStopped as stopped:
+                (reason,) = stopped.args
+            if reason:
+                save()
                 checkpoints.wait()
-                raise RunStopped(step, config.total_steps, workdir)
-            for evaluator in evaluators:
-                # At start_step too: a run that ended there may not have evaluated.
-                if is_last or evaluator.is_due(step):
-                    with reporter.paused():
-                        numbers = evaluator.run(state.params)
-                    reporter.report(step, evaluator.name, numbers)
-                    results[evaluator.name] = numbers
+                _check_progress(config, reason, step - start_step)
+                raise RunStopped(step, config.total_steps, workdir, reason)
             if is_last:
                 break
             step += 1
@@ -170,6 +189,16 @@ def train_and_evaluate(
         secs = time.monotonic() - start_time
         logger.info("Done in %.0f s. The parameters are in %s", secs, final)
         return results["test"]
+
+
+def _check_progress(config: Config, reason: str, steps: int) -> None:
+    """Raises ConfigError if starts would follow each other without end."""
+    if reason == TIME_LIMIT and not steps:
+        raise ConfigError(
+            f"max_run_secs is {config.max_run_secs}, and this start has done no step "
+            "in that time: it read the data, compiled or evaluated. Nothing is lost. "
+            "Raise it, or set it to 0 for no limit."
+        )
 
 
 def _open_reporter(

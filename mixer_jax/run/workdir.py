@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from mixer_jax.data.fingerprint import changes
 from mixer_jax.data.names import listing, printable
 from mixer_jax.files import remove_partial, replace_when_whole, writing
+from mixer_jax.run.changes import LENGTH_KEYS, may_change
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
 from mixer_jax.run.model import FIELD_DEFAULTS
@@ -30,21 +32,11 @@ from mixer_jax.training.processes import check_shared
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.npz import read_shapes, save_checkpoint
 
-# What may change between two starts of a run: the result does not depend on it.
-FREE_KEYS = {
-    "keep_checkpoints",
-    "mesh.fsdp",
-    "prefetch",
-    "profile_steps",
-    "progress_every",
-    "tfds_data_dir",
-    "tfds_manual_dir",
-}
-
 # Keys that the config.json of older runs lacks, each with the value that leaves a run
 # as it was. A key that is added to configs/common.py is added here too.
 ADDED_KEYS: dict[str, Any] = {
     "profile_steps": 0,
+    "max_run_secs": 0,
     "init_from": None,
     "label_key": None,
     "resolution": "error",
@@ -53,8 +45,9 @@ ADDED_KEYS: dict[str, Any] = {
     "pp.std": 0.5,
 }
 
-# In config.json: the paths that are absolute there, as they were typed.
-AS_TYPED = "as_typed"
+# In config.json: the paths that are absolute there, as they were typed; and what
+# starts of the run changed.
+AS_TYPED, HISTORY = "as_typed", "history"
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +85,11 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         check_shared(path)
+    differences = _differences(config, path)
+    if not all(may_change(key) or is_dataset(key) for key in differences):
+        raise _other_config(path, differences)
     if jax.process_index() == 0:
         remove_partial(path)
-    differences = _differences(config, path)
-    if not all(key in FREE_KEYS or is_dataset(key) for key in differences):
-        raise _other_config(path, differences)
     return path
 
 
@@ -106,7 +99,8 @@ def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.exists() or not _has_result(workdir):
         return {}
     recorded = json.loads(path.read_text("utf-8"))
-    recorded.pop(AS_TYPED, None)
+    for key in (AS_TYPED, HISTORY):
+        recorded.pop(key, None)
     return flatten(recorded)
 
 
@@ -141,11 +135,12 @@ def _differences(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Any, 
 def _other_config(
     workdir: pathlib.Path, differences: Mapping[str, tuple[Any, Any]]
 ) -> ConfigError:
-    table = "\n".join(
-        f"  {key}: {old} there, {new} now" for key, (old, new) in differences.items()
-    )
+    table = ""
+    for key, (old, new) in differences.items():
+        note = may_change(key)
+        table += f"\n  {key}: {old} there, {new} now{note and f' ({note})'}"
     return ConfigError(
-        f"{workdir} holds a run with another config:\n{table}\nTake another "
+        f"{workdir} holds a run with another config:{table}\nTake another "
         "--workdir, or the same config to continue that run."
     )
 
@@ -225,14 +220,38 @@ def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
     return row and round(row["step"] * config.batch / row["train/epoch"])
 
 
-def write_description(config: Config, data: Data, workdir: pathlib.Path) -> None:
-    """Writes the files that a later start is compared with, and that loading reads."""
+def write_description(
+    config: Config, data: Data, workdir: pathlib.Path, step: int
+) -> None:
+    """Writes the files that a later start is compared with, and that loading reads.
+
+    A change of the config is added to the history in config.json.
+
+    Args:
+      config: of the run, with durations as they are given.
+      data: of the run.
+      workdir: of the run.
+      step: that the run continues from.
+    """
     if jax.process_index() != 0:
         return
     absolute, typed = with_absolute_paths(config)
     described = json.loads(absolute.to_json())
     if typed:
         described[AS_TYPED] = typed
+    path, changed = workdir / "config.json", _differences(config, workdir)
+    history = []
+    if _has_result(workdir) and path.exists():
+        history = json.loads(path.read_text("utf-8")).get(HISTORY, [])
+    if changed:
+        now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        history.append({"step": step, "time": now, "changed": changed})
+        listed = [f"{key} from {old} to {new}" for key, (old, new) in changed.items()]
+        logger.info("changed  %s", printable(", ".join(listed)))
+    if history:
+        described[HISTORY] = history
+    if changed.keys() & LENGTH_KEYS:  # that of a shorter run would look like the result
+        (workdir / "final.npz").unlink(missing_ok=True)
     about = {"multilabel": data.multilabel, "fingerprint": data.fingerprint}
     for name, content in (
         ("class_names.json", list(data.class_names)),

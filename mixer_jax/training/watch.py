@@ -24,6 +24,7 @@ from jax.errors import JaxRuntimeError
 
 from mixer_jax.training.stopping import (
     ANSWER_SECS,
+    TIME_LIMIT,
     ProcessError,
     RunStopped,
     Stop,
@@ -159,19 +160,25 @@ class Watch:
             pause = min(2 * pause, 0.5)
 
     @contextlib.contextmanager
-    def stop_signals(self) -> Iterator[Callable[[int], bool]]:
+    def stop_requests(self, deadline: float) -> Iterator[Callable[[int], str]]:
         """Makes the first signal a request to stop this run; see `Stop`.
 
+        Args:
+          deadline: of the run, by this process's time.monotonic(), a request too.
+
         Yields:
-          A function that returns whether all processes stop, from the number of steps
-          done. Call it in each process with every step. Before the first call a signal
-          ends the process at once, since there is nothing to save.
+          A function that returns why all processes stop, or "", from the number of
+          steps done. Call it in each process with every step, and equally often. Before
+          the first call a signal ends the process at once, since there is nothing to
+          save.
         """
         self._runs += 1
         stop = self._stop = self._new_stop()
 
-        def requested(step: int) -> bool:
+        def requested(step: int) -> str:
             self.doing = f"in step {step + 1}"
+            if time.monotonic() > deadline:
+                stop.ask(TIME_LIMIT)
             return stop.requested(step)
 
         try:
@@ -292,7 +299,7 @@ class Watch:
                 kind = KeyboardInterrupt if self._stop.signal else ProcessError
                 self._end(
                     kind(
-                        f"A signal asked this run to stop while {self.doing}, and "
+                        f"This run was asked to stop while {self.doing}, and "
                         f"{process_names(self._stop.unanswered)} did not answer. "
                         f"Nothing was saved. {_RESTART}"
                     ),

@@ -1,4 +1,4 @@
-"""The lock of a work directory: one run at a time, and none is locked out by a dead one."""
+"""The lock of a work directory: of one run at a time, and of none that is dead."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ with locked(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def hold():
-    """Starts a process that holds the lock of a folder; returns it and its child's id."""
+    """Starts a process that holds a folder's lock; returns it and its child's id."""
     started = []
 
     def start(workdir, *args):
@@ -85,9 +85,12 @@ def test_a_lock_of_a_killed_process_is_free_at_once(tmp_path, hold, args):
 
 
 def test_runs_of_one_process_lock_each_other_out_and_follow_each_other(tmp_path):
-    with lock.locked(tmp_path), pytest.raises(trainer.WorkdirInUseError):
-        with lock.locked(tmp_path):
-            raise AssertionError
+    with (
+        lock.locked(tmp_path),
+        pytest.raises(trainer.WorkdirInUseError),
+        lock.locked(tmp_path),
+    ):
+        raise AssertionError
     with pytest.raises(KeyboardInterrupt), lock.locked(tmp_path):
         raise KeyboardInterrupt
     with lock.locked(tmp_path):
@@ -150,9 +153,11 @@ def test_another_machine_that_lives_keeps_its_lock(tmp_path, other_machine):
     thread = threading.Thread(target=other_machine.beat)
     thread.start()
     try:
-        with pytest.raises(trainer.WorkdirInUseError, match="42 on node7, since yest"):
-            with lock.locked(tmp_path):
-                raise AssertionError
+        with (
+            pytest.raises(trainer.WorkdirInUseError, match="42 on node7, since yest"),
+            lock.locked(tmp_path),
+        ):
+            raise AssertionError
     finally:
         other_machine.ended.set()
         thread.join()

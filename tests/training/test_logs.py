@@ -55,11 +55,12 @@ def test_names_that_are_not_in_utf8_are_shown_and_logged(tmp_path, monkeypatch):
 
 
 def test_a_stop_is_no_error(tmp_path):
-    for error in (RunStopped(7, 12, tmp_path), KeyboardInterrupt("Ended at once.")):
+    stopped = RunStopped(7, 12, tmp_path, "SIGTERM")
+    for error in (stopped, KeyboardInterrupt("Ended at once.")):
         with pytest.raises(type(error)):
             run(tmp_path, error)
     log = (tmp_path / "train.log").read_text()
-    assert "INFO RunStopped: Stopped at step 7 of 12. The same command" in log
+    assert "INFO RunStopped: Stopped at step 7 of 12 by SIGTERM. The same" in log
     assert "INFO KeyboardInterrupt: Ended at once." in log
     assert "Traceback" not in log
 

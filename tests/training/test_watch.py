@@ -47,7 +47,7 @@ try:
             processes.first_process_first(prepare)
         import numpy as np
         from jax.experimental import multihost_utils
-        with processes.stop_signals() as stop_requested:
+        with processes.stop_requests() as stop_requested:
             for step in range(100_000):
                 if stop_requested(step):
                     sys.exit(f"stopped at {step}")
@@ -108,7 +108,7 @@ def test_a_process_that_waits_in_a_step_for_one_that_is_suspended(suspended, num
         finish(runs[suspended])
     assert waiting.returncode == (75 if number else 1)
     if number:
-        assert "A signal asked this run to stop while in step" in output
+        assert "This run was asked to stop while in step" in output
         assert f"process {suspended} did not answer" in output
     else:
         assert f"Nothing was heard of process {suspended} for 4 s, while" in output
@@ -154,12 +154,12 @@ watch.POLL_SECS, stopping.ANSWER_SECS = 0.2, 3.0
 watch.FAIL_SECS = watch.SHUTDOWN_SECS = 1.0
 
 def run(total_steps, close_secs=0):
-    with processes.stop_signals() as stop_requested:
+    with processes.stop_requests() as stop_requested:
         for step in range(total_steps):
             if stop_requested(step):
                 print("saves", flush=True)
                 time.sleep(close_secs)
-                raise processes.RunStopped(step, total_steps, "here")
+                raise processes.RunStopped(step, total_steps, "here", "a signal")
             time.sleep(0.01)
             if step == 2:
                 print("ready", flush=True)
