@@ -106,6 +106,10 @@ def get_config() -> ml_collections.ConfigDict:
     # only the head: (("head/.*", 1.0), (".*", 0.0)).
     config.lr_multipliers = ()
     config.sam_rho = 0.0  # radius of sharpness-aware minimization; 0 for none
+    # Where the loss or the gradient is infinite or not a number: "stop", or "skip" the
+    # update, and stop after nonfinite_limit of them in a row.
+    config.on_nonfinite = "stop"
+    config.nonfinite_limit = 10
 
     # Steps between two evaluations, checkpoints and rows of metrics.
     config.eval_every = 500

@@ -19,6 +19,8 @@ FREE_KEYS = {
     "keep_checkpoints",
     "max_run_secs",
     "mesh.fsdp",
+    "nonfinite_limit",
+    "on_nonfinite",
     "prefetch",
     "profile_steps",
     "progress_every",

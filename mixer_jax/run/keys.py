@@ -194,6 +194,8 @@ KEYS = {
         lambda x: isinstance(x, tuple | list) and all(map(_is_multiplier, x)),
     ),
     "sam_rho": _number(0),
+    "on_nonfinite": _one_of("stop", "skip"),
+    "nonfinite_limit": _whole(1),
     "eval_every": _whole(1),
     "checkpoint_every": _whole(1),
     "keep_checkpoints": _whole(1),

@@ -132,6 +132,7 @@ def build_program(
         label_smoothing=config.label_smoothing,
         mixup_p=config.mixup_p,
         sam_rho=config.sam_rho,
+        skip_nonfinite=config.on_nonfinite == "skip",
         mean=mean,
         std=std,
     )

@@ -152,7 +152,7 @@ def train_and_evaluate(
             if step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
-                    checkpoints.save(step, state, reporter.unreported())
+                    checkpoints.save(step, state, reporter.numbers())
 
         while True:
             is_last = step == config.total_steps
@@ -211,4 +211,5 @@ def _open_reporter(
         batch=config.batch,
         num_examples=len(data.train_source),
         every=config.progress_every,
+        nonfinite_limit=config.nonfinite_limit,
     )

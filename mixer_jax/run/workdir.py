@@ -43,6 +43,8 @@ ADDED_KEYS: dict[str, Any] = {
     "pp.interpolation": None,
     "pp.mean": 0.5,
     "pp.std": 0.5,
+    "on_nonfinite": "stop",
+    "nonfinite_limit": 10,
 }
 
 # In config.json: the paths that are absolute there, as they were typed; and what

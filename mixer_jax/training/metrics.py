@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECS = 120.0  # between two writes of TensorBoard's events to the disk
 
+_ADVICE = (
+    "A lower base_lr, a longer warmup_steps or a lower grad_norm_clip may help; look "
+    "for damaged values in pre-trained parameters too."
+)
+
 
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient is infinite or not a number."""
@@ -38,7 +43,8 @@ class Reporter:
     The metrics of a step are read one step late: while they are on the way, the device
     computes the next step. Of the loss a row has the mean over the steps since the last
     row, and of other metrics the value at its step. The mean is one of numbers that are
-    read anyway, to see whether they are finite, so it costs no more transfers.
+    read anyway, to see whether they are finite, so it costs no more transfers. Steps
+    whose update was skipped are counted, and left out of the mean.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Reporter:
         batch: int,
         num_examples: int,
         every: int,
+        nonfinite_limit: int,
     ):
         """Opens the files of the run.
 
@@ -62,25 +69,33 @@ class Reporter:
           batch: images of a step.
           num_examples: images of an epoch.
           every: steps between two rows of metrics.
+          nonfinite_limit: how many updates in a row may be skipped, less one.
         """
         self._checkpoints = checkpoints
         self._every, self._epoch_steps = every, num_examples / batch
+        self._nonfinite_limit = nonfinite_limit
         start_step, enabled = checkpoints.latest_step() or 0, jax.process_index() == 0
         self._writer = MetricsWriter(workdir, start_step, enabled)
         self._progress = Progress(start_step, total_steps, batch, enabled)
         self._pending: tuple[int, Metrics] | None = None
-        # Of the steps since the last row, of those before a stop as well.
-        self._unreported = {"loss_sum": 0.0, "steps": 0} | checkpoints.latest_numbers()
+        # Of the steps since the last row, and of all; of those before a stop as well.
+        self._numbers = {
+            "loss_sum": 0.0,
+            "steps": 0,
+            "skipped": 0,
+            "skipped_in_a_row": 0,
+        } | checkpoints.latest_numbers()
 
-    def unreported(self) -> dict[str, float]:
-        """Returns what the next row needs of the steps so far, to be kept at a stop."""
-        return dict(self._unreported)
+    def numbers(self) -> dict[str, float]:
+        """Returns what later rows need of the steps so far, to be kept at a stop."""
+        return dict(self._numbers)
 
     def push(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step just dispatched, and reads the ones before.
 
         Raises:
-          NonFiniteError: the loss or another metric of the step before is not finite.
+          NonFiniteError: the loss or another metric of the step before is not finite,
+            and its update was not skipped, or too many in a row were.
         """
         self.flush()
         self._pending = (step, metrics)
@@ -95,24 +110,52 @@ class Reporter:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        if not all(math.isfinite(value) for value in values.values()):
+        may_skip = "skipped" in values
+        if values.get("skipped"):
+            self._count_skipped(step, values)
+        elif not all(math.isfinite(value) for value in values.values()):
             last_good = self._checkpoints.latest_step()
             raise NonFiniteError(
                 f"Step {step}: loss {values['loss']}, gradient norm "
                 f"{values['grad_norm']}. The last good checkpoint is "
                 f"{self._checkpoints.path / str(last_good) if last_good else 'none'}. "
-                "A lower base_lr, a longer warmup_steps or a lower grad_norm_clip may "
-                "help; look for damaged values in pre-trained parameters too."
+                f"{_ADVICE} To leave out a few bad batches: --config.on_nonfinite=skip."
             )
-        self._unreported["loss_sum"] += values["loss"]
-        self._unreported["steps"] += 1
-        values["loss"] = self._unreported["loss_sum"] / self._unreported["steps"]
+        else:
+            self._numbers["skipped_in_a_row"] = 0
+            self._numbers["loss_sum"] += values["loss"]
+            self._numbers["steps"] += 1
+        numbers = self._numbers
+        is_known = numbers["steps"] > 0
+        values["loss"] = (
+            numbers["loss_sum"] / numbers["steps"] if is_known else math.nan
+        )
         self._progress.update(step, values["loss"])
         if step % self._every == 0:
-            self._unreported = {"loss_sum": 0.0, "steps": 0}
             values["images_per_sec"] = self._progress.report(step, values)
             values["epoch"] = step / self._epoch_steps
-            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
+            if may_skip:
+                values["skipped"] = numbers["skipped"]
+            row = {f"train/{k}": v for k, v in values.items() if math.isfinite(v)}
+            self._writer.write(step, row)
+            numbers["loss_sum"] = numbers["steps"] = 0
+
+    def _count_skipped(self, step: int, values: Mapping[str, float]) -> None:
+        self._numbers["skipped"] += 1
+        self._numbers["skipped_in_a_row"] += 1
+        in_a_row = self._numbers["skipped_in_a_row"]
+        found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        if in_a_row >= self._nonfinite_limit:
+            raise NonFiniteError(
+                f"Step {step}: {found}; the updates of {in_a_row:.0f} steps in a row "
+                f"were skipped, as many as nonfinite_limit. {_ADVICE}"
+            )
+        logger.warning(
+            "step %d  %s: the update is skipped, %d so far in this run",
+            step,
+            found,
+            self._numbers["skipped"],
+        )
 
     def report(self, step: int, name: str, numbers: Mapping[str, float]) -> None:
         """Shows and writes what an evaluator gave.

@@ -89,6 +89,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     mixup_p: float = 0.0,
     sam_rho: float = 0.0,
+    skip_nonfinite: bool = False,
     mean: Color = HALF,
     std: Color = HALF,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
@@ -106,13 +107,16 @@ def make_train_step(
       sam_rho: the update takes the gradient at params + sam_rho * gradient / its norm
         (sharpness-aware minimization, https://arxiv.org/abs/2010.01412, equation 2);
         0 for none.
+      skip_nonfinite: where the loss or the gradient is infinite or not a number, the
+        parameters and the optimizer stay as they were; only `step` counts on.
       mean: see `to_model_input`.
       std: see `to_model_input`.
 
     Returns:
       A function of the state, a batch of `image` and `label`, and the run's key, that
       returns the next state and the metrics `loss`, `grad_norm` (before clipping),
-      `param_norm` (before the update) and `learning_rate`.
+      `param_norm` (before the update) and `learning_rate`; with `skip_nonfinite` also
+      `skipped`, 1 if the update was left out and else 0.
     """
     loss_and_grads_of_slice = make_loss_and_grads(model, loss_fn, mean=mean, std=std)
 
@@ -160,14 +164,24 @@ def make_train_step(
             radius = sam_rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
             nearby = jax.tree.map(lambda p, g: p + radius * g, state.params, grads)
             _, grads = loss_and_grads(nearby, batch, rng)
+        # The optimizer's own count, as it does not count skipped steps.
+        (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "count")
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(state.params),
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(num_updates),
         }
+        if skip_nonfinite:
+            is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            metrics["skipped"] = 1.0 - is_good
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_good, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

@@ -116,6 +116,8 @@ WRONG = [
     ("lr_multipliers", (("head/.*", -1.0),)),
     ("lr_multipliers", ("head/.*", 1.0)),
     ("sam_rho", -1.0),
+    ("on_nonfinite", "ignore"),
+    ("nonfinite_limit", 0),
     ("eval_every", 0),
     ("checkpoint_every", 0),
     ("keep_checkpoints", 0),

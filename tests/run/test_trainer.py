@@ -67,8 +67,8 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def killed_at(step):
-    """Makes a run die without warning when it asks for the batch of `step`."""
+def with_batches(change):
+    """Trains on what `change(step, batches)` returns for each step, from 1."""
     original = pipeline.train_batches
 
     class Batches:
@@ -77,18 +77,28 @@ def killed_at(step):
             self.step = start_step
 
         def __next__(self):
-            if self.step == step:
-                raise Killed
             self.step += 1
-            return next(self.inner)
+            return change(self.step, self.inner)
 
         def close(self):
             self.inner.close()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "train_batches", Batches)
-        with pytest.raises(Killed):
-            yield
+        yield
+
+
+@contextlib.contextmanager
+def killed_at(step):
+    """Makes a run die without warning when it asks for the batch after `step`."""
+
+    def change(next_step, batches):
+        if next_step == step + 1:
+            raise Killed
+        return next(batches)
+
+    with with_batches(change), pytest.raises(Killed):
+        yield
 
 
 def test_run_leaves_what_a_user_needs(tmp_path):
@@ -184,6 +194,75 @@ def test_a_loss_that_is_not_finite_between_two_rows_stops_the_run(tmp_path):
     )
     with pytest.raises(trainer.NonFiniteError, match=r"Step [2-9]: loss (nan|inf)"):
         trainer.train_and_evaluate(config, tmp_path)
+
+
+def damaged_at(*steps):
+    def change(step, batches):
+        batch = next(batches)
+        if step in steps:
+            batch["image"] = batch["image"].copy()
+            batch["image"][3] = np.nan
+        return batch
+
+    return with_batches(change)
+
+
+def skipping_config(**overrides):
+    exact = {"pp.transfer": "float32", "model.stoch_depth": 0.0, "mixup_p": 0.0}
+    return tiny_config(
+        on_nonfinite="skip",
+        decay_type="constant",
+        progress_every=2,
+        **exact,
+        **overrides,
+    )
+
+
+def test_a_skipped_batch_leaves_the_run_as_if_it_had_not_been_there(tmp_path):
+    with damaged_at(5):
+        trainer.train_and_evaluate(skipping_config(), tmp_path / "whole")
+    assert "step 5  loss nan" in (tmp_path / "whole" / "train.log").read_text()
+    with damaged_at(5), killed_at(8):  # it counts on
+        trainer.train_and_evaluate(skipping_config(), tmp_path / "killed")
+    trainer.train_and_evaluate(skipping_config(), tmp_path / "killed")
+
+    def without_the_fifth(step, batches):
+        if step == 5:
+            next(batches)
+        return next(batches)
+
+    with with_batches(without_the_fifth):
+        trainer.train_and_evaluate(
+            skipping_config(total_steps=11, checkpoint_every=11), tmp_path / "without"
+        )
+    for name in ("killed", "without"):
+        assert_bit_equal(
+            final_params(tmp_path / name), final_params(tmp_path / "whole")
+        )
+    train = [
+        [row for row in rows(tmp_path / name) if "train/loss" in row]
+        for name in ("whole", "killed")
+    ]
+    assert [row["train/skipped"] for row in train[0]] == [0, 0, 1, 1, 1, 1]
+    for key in ("step", "train/loss", "train/skipped"):
+        assert [row[key] for row in train[0]] == [row[key] for row in train[1]]
+
+
+def test_a_run_stops_when_too_many_batches_in_a_row_are_bad(tmp_path):
+    config = skipping_config(nonfinite_limit=3, checkpoint_every=1)
+    match = r"Step 8: loss nan, .* the updates of 3 steps in a row were skipped"
+    with (
+        damaged_at(2, 3, 6, 7, 8),
+        pytest.raises(trainer.NonFiniteError, match=match),
+    ):
+        trainer.train_and_evaluate(config, tmp_path)
+    last = [row for row in rows(tmp_path) if "train/loss" in row][-1]
+    assert (last["step"], last["train/skipped"]) == (6, 3)
+    # The count goes on where the run does. Other values of these keys are allowed.
+    with damaged_at(8), pytest.raises(trainer.NonFiniteError, match=match):
+        trainer.train_and_evaluate(config, tmp_path)
+    config.nonfinite_limit = 4
+    trainer.train_and_evaluate(config, tmp_path)
 
 
 def test_a_save_does_not_wait_for_evaluators(tmp_path, monkeypatch):

@@ -366,3 +366,28 @@ def test_rows_of_one_label_train_as_that_label_does(golden, kwargs):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected
     )
+
+
+def test_a_step_that_is_skipped_changes_nothing_but_its_number():
+    schedule = create_schedule("cosine", 0.01, 6, 2)
+    tx = create_optimizer("adam", schedule, optim_dtype="float32", weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    batches = [
+        (rng.standard_normal((8, 12, 12, 3), "float32"), rng.integers(0, 7, 8))
+        for _ in range(5)
+    ]
+    bad = [(images.copy(), labels) for images, labels in batches]
+    bad[1][0][3, 5, 5, 1], bad[2][0][0, 0, 0, 0] = np.nan, np.inf
+    params = init_state(MODEL, tx, jax.random.key(0), (12, 12, 3)).params
+    params = jax.device_get(params)  # the steps donate theirs
+    options = {"skip_nonfinite": True, "sam_rho": 0.05}
+    found, expected = (
+        run(mesh_of(4, 2), tx, schedule, losses.softmax_cross_entropy, params, each,
+            **options)
+        for each in (bad, [batches[i] for i in (0, 3, 4)])
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+    np.testing.assert_array_equal(found[0]["skipped"], [0, 1, 1, 0, 0])
+    assert not np.isfinite(found[0]["loss"][1:3]).any()
+    for key in ("loss", "learning_rate"):
+        np.testing.assert_array_equal(found[0][key][[0, 3, 4]], expected[0][key])
