@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 _PARTIAL = ".partial"  # ends the name of what is not yet whole
 
+# What to do about the errors of a disk, by their numbers; those of a network are others.
 _ADVICE = {
     errno.ENOSPC: "Make room on that disk",
     errno.EDQUOT: "Make room on that disk, or ask for a higher quota",
@@ -18,10 +19,13 @@ _ADVICE = {
     errno.ENOENT: "Its folder was removed, or its disk was taken away: bring it back",
     errno.ENOTDIR: "A file lies where a folder is expected: move it away",
     errno.EEXIST: "A file lies where a folder is expected: move it away",
-} | dict.fromkeys(
-    (errno.EACCES, errno.EPERM, errno.EROFS),
-    "Make its folder writable, or take another",
-)
+    errno.EACCES: "Make its folder writable, or take another one",
+    errno.EPERM: "Make its folder writable, or take another one",
+    errno.EROFS: "Make its disk writable, or take another one",
+    errno.EIO: "See to its disk",
+    errno.ESTALE: "See to its disk",
+    errno.ENODEV: "See to its disk",
+}
 
 
 class FileError(ValueError):
@@ -46,22 +50,22 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except Exception as error:
         number, name = _number_and_name(error)
-        if number is None or not (name or str(path)).startswith(str(path)):
+        is_here = (name or str(path)).startswith(str(path))
+        if number not in _ADVICE or not is_here:
             raise
-        advice = _ADVICE.get(number, "See to its disk")
         raise DiskError(
-            f"{path} cannot be written: {os.strerror(number)}. {advice}; then give the "
-            "same command again."
+            f"{path} cannot be written: {os.strerror(number)}. {_ADVICE[number]}; then "
+            "give the same command again."
         ) from error
 
 
-def _number_and_name(error: Exception) -> tuple[int | None, str | None]:
-    """Returns the number of an error of the system and the path in it, if they are."""
+def _number_and_name(error: Exception) -> tuple[int, str]:
+    """Returns number and path of an error of the system; of another one 0 and ""."""
     if isinstance(error, OSError):
-        return error.errno, error.filename and os.fsdecode(error.filename)
+        return error.errno or 0, os.fsdecode(error.filename or "")
     # Orbax writes with TensorStore, which raises ValueErrors with this text.
     found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-    return (int(found[1]) if found else None), None
+    return (int(found[1]) if found else 0), ""
 
 
 def remove_partial(folder: pathlib.Path) -> None:
@@ -98,7 +102,15 @@ def replace_folder_when_whole(
 
     Raises:
       FileError: `path` is a URL, a file, or a folder that may not be replaced.
+      DiskError: it cannot be written.
     """
+    with writing(path):
+        yield from _replace_folder(path, may_replace)
+
+
+def _replace_folder(
+    path: str | os.PathLike[str], may_replace: Callable[[pathlib.Path], bool]
+) -> Iterator[pathlib.Path]:
     path, partial = _path_and_partial(path)
     if path.exists() and not path.is_dir():
         raise FileError(f"{path} is a file, expected a folder or nothing.")

@@ -4,7 +4,13 @@ import errno
 
 import pytest
 
-from mixer_jax.files import DiskError, remove_partial, replace_when_whole, writing
+from mixer_jax.files import (
+    DiskError,
+    remove_partial,
+    replace_folder_when_whole,
+    replace_when_whole,
+    writing,
+)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -29,7 +35,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.EROFS, "…", "/w/checkpoints/3"), "Read-only .* folder writable"),
+        (OSError(errno.EROFS, "…", "/w/checkpoints/3"), "Read-only .* disk writable"),
         (OSError(errno.EDQUOT, "…"), "Disk quota exceeded. Make room"),
         (OSError(errno.EIO, "…"), "Input/output error. See to its disk"),
         (
@@ -53,6 +59,7 @@ def test_what_a_disk_refuses_names_the_place_and_what_to_do(error, message):
         FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/photo.jpg"),
         ValueError("shapes differ"),
         OSError("a message of its own"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
         DiskError("said already"),
     ],
 )
@@ -60,6 +67,17 @@ def test_other_errors_stay_as_they_are(error):
     with pytest.raises(type(error)) as caught, writing("/w/checkpoints"):
         raise error
     assert caught.value is error
+
+
+def test_a_folder_on_a_full_disk_leaves_nothing(tmp_path):
+    def write():
+        with replace_folder_when_whole(tmp_path / "model", lambda _: True) as partial:
+            (partial / "weights").symlink_to("/dev/full")
+            (partial / "weights").write_text("new")
+
+    with pytest.raises(DiskError, match="model cannot be written: No space left"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
