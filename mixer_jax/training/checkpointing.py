@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps of the whole checkpoints of a run, in ascending order."""
+    """Returns the steps of the checkpoints of a run, in ascending order.
+
+    Those that were not completed do not count. Damaged ones do.
+    """
     folder = workdir.absolute() / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
@@ -68,8 +71,10 @@ def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
                     check_arrays(tree, manifest)
                 return tree["params"], step
             except DamagedError as error:
+                if step not in saved_steps(workdir):
+                    break  # the run has deleted it meanwhile
                 logger.warning("The checkpoint %s is damaged: %s", folder, error)
-        if saved_steps(workdir) == steps:  # else the run has deleted them meanwhile
+        else:
             raise DamagedError(
                 f"All checkpoints in {workdir / 'checkpoints'} are damaged. Put a copy "
                 "of one there, or train again."
@@ -227,7 +232,14 @@ class Checkpoints:
         """Adds the manifest to what was just written, if that can be read back."""
         folder = _folder(self._workdir, self._saving_step)
         folder = folder.with_name(folder.name + ocp.utils.TMP_DIR_SUFFIX)
-        write_manifest(folder, hash_arrays(_read(folder)))
+        try:
+            arrays = hash_arrays(_read(folder))
+        except DamagedError as error:
+            raise DamagedError(
+                f"The checkpoint of step {self._saving_step} was written, and {error}. "
+                "The disk may be faulty. The checkpoint before is as it was."
+            ) from error
+        write_manifest(folder, arrays)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""

@@ -84,16 +84,17 @@ def check_files(folder: pathlib.Path, manifest: Manifest) -> None:
     """
     found = _files(folder)
     for name, (size, digest) in manifest.files.items():
-        if name not in found:
-            raise DamagedError(f"{name} is not there")
-        found_size = found[name].stat().st_size
-        if name != METADATA and found_size != size:
-            raise DamagedError(f"{name} has {found_size:,} bytes, expected {size:,}")
         try:
-            is_same = _hash_of_file(found[name]) == digest
+            path = found[name]
+            found_size = size if name == METADATA else path.stat().st_size
+            found_digest = _hash_of_file(path) if found_size == size else ""
+        except (KeyError, FileNotFoundError):
+            raise DamagedError(f"{name} is not there") from None
         except ValueError:  # METADATA is no JSON
-            is_same = False
-        if not is_same:
+            found_digest = ""
+        if found_size != size:
+            raise DamagedError(f"{name} has {found_size:,} bytes, expected {size:,}")
+        if found_digest != digest:
             raise DamagedError(f"{name} has other contents than were written")
 
 

@@ -188,12 +188,12 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, ma
     assert "Done" in whole[0], whole
     shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
     folder = tmp_path / "damaged" / "checkpoints"
-    if not manifest:
+    if manifest:
+        part = next((folder / "20" / "default" / "ocdbt.process_0" / "d").iterdir())
+        part.write_bytes(bytes(part.stat().st_size))
+    else:  # as in an older run
         for path in folder.glob("*/manifest.json"):
             path.unlink()
-    part = next((folder / "20" / "default" / "ocdbt.process_1" / "d").iterdir())
-    part.write_bytes(bytes(part.stat().st_size))
-    if not manifest:
         (folder / "20" / "default" / "manifest.ocdbt").unlink()
     (tmp_path / "damaged" / "final.npz").unlink()
     first, second = finish(*start_two(tmp_path / "damaged", config), timeout=120)
