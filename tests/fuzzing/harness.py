@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import pathlib
 import resource
 import sys
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from .mutations import mutate
 
 MEGABYTE = 2**20
-LONGEST_MESSAGE = 4000  # characters
+LONGEST_MESSAGE = 120_000  # characters: a line for each parameter of a deep model
 
 
 class Reader(NamedTuple):
@@ -57,6 +58,7 @@ class Fuzzer:
 
     def __init__(self, reader: Reader, folder: pathlib.Path):
         self._reader = reader
+        self._damaged: Input | None = None
         self._left: list[Finding] = []  # of what is found where nobody can catch it
         self._seeds = [(path, path.read_bytes()) for path in reader.write(folder)]
 
@@ -71,8 +73,11 @@ class Fuzzer:
         return Input(path, mutate(rng, sound, path.suffix), sound)
 
     def attempt(self, damaged: Input) -> Finding | None:
-        """Writes the file, has it read, and writes back what was there."""
+        """Writes the file and has it read. All others are sound."""
+        if self._damaged and self._damaged.path != damaged.path:
+            self._damaged.path.write_bytes(self._damaged.sound)
         damaged.path.write_bytes(damaged.data)
+        self._damaged = damaged
         self._left.clear()
         sys.unraisablehook = self._note_unraisable
         try:
@@ -86,7 +91,6 @@ class Fuzzer:
             return _finding(type(error).__name__, error)
         finally:
             sys.unraisablehook = sys.__unraisablehook__
-            damaged.path.write_bytes(damaged.sound)
         return self._left[0] if self._left else None
 
     def _note_unraisable(self, found: Any) -> None:
@@ -162,7 +166,9 @@ def fuzz(name: str, inputs: int, seed: int, hang_secs: float) -> Report:
     counts: Counter = Counter()
     secs = megabytes = 0.0
     start = 0
-    with tempfile.TemporaryDirectory() as folder:
+    memory = "/dev/shm"  # where there are no disks to wait for
+    where = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
         while start < inputs:
             current = context.Value("q", -1)
             here, there = context.Pipe(duplex=False)
