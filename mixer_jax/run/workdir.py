@@ -27,6 +27,7 @@ from mixer_jax.run.paths import (
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
+from mixer_jax.training.rows import read_rows
 from mixer_jax.weights.npz import save_checkpoint
 
 # What may change between two starts of a run: the result does not depend on it.
@@ -215,9 +216,8 @@ def _changes_without_fingerprint(
 def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
     """Returns the number of training images, as the metrics of a run tell it."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rows = (json.loads(line) for line in lines if '"train/epoch"' in line)
-    row = next(rows, None)
+    rows = read_rows(path) if path.exists() else []
+    row = next((row for row in rows if row.get("train/epoch")), None)
     return row and round(row["step"] * config.batch / row["train/epoch"])
 
 

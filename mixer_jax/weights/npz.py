@@ -28,6 +28,8 @@ _OLDER_KEYS = {
     r"_mixing_phase_0/(kernel|bias)2$": r"_mixing/Dense_1/\1",
 }
 
+_DEEPEST = 50  # words in a key
+
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the parameters in an npz file, of any model, without ever unpickling.
@@ -225,15 +227,21 @@ def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _by_key(path: Any, file: archive.Archive) -> dict[str, archive.Member]:
     """Returns the arrays of an open file by their published keys, or refuses them."""
-    members: dict[str, archive.Member] = {}
+    members = {_published_key(x.name): x for x in file.members}
     for member in file.members:
         key = _published_key(member.name)
-        if key in members:
+        parts = key.split("/")
+        above = ["/".join(parts[:i]) for i in range(1, min(len(parts), _DEEPEST))]
+        if (
+            members[key] is not member
+            or len(parts) > _DEEPEST
+            or "" in parts
+            or any(x in members for x in above)
+        ):
             raise layout.CheckpointError(
-                f"{path} holds two arrays for {key:.100}, expected one of each. Fetch "
-                "or write the file again."
+                f"{path}: {member.name:.100} cannot stand beside the other arrays: "
+                "expected one for each key, such as stem/bias. Write the file again."
             )
-        members[key] = member
     is_known = any(map(names.is_published, members))
     if not members or (layout.looks_like(members) and not is_known):
         raise layout.no_mixer(members, str(path))
