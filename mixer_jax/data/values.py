@@ -44,5 +44,10 @@ def are_names(x: Any) -> bool:
 
 
 def is_name(x: Any) -> bool:
-    """Returns whether a value is a text that is not blank, and has whole letters."""
-    return isinstance(x, str) and bool(x.strip()) and not re.search(HALVES, x)
+    """Returns whether a value is a text, and not blank."""
+    return is_text(x) and bool(x.strip())
+
+
+def is_text(x: Any) -> bool:
+    """Returns whether a value is a text without halves of letters."""
+    return isinstance(x, str) and not re.search(HALVES, x)

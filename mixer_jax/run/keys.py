@@ -10,7 +10,14 @@ from mixer_jax.blocks import REMAT_POLICIES
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.permute import PERMUTATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
-from mixer_jax.data.values import is_color, is_number, is_pair, is_size, is_whole
+from mixer_jax.data.values import (
+    is_color,
+    is_number,
+    is_pair,
+    is_size,
+    is_text,
+    is_whole,
+)
 from mixer_jax.model import GELUS
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
@@ -49,7 +56,9 @@ class Values:
 
 def _is_text(x: Any) -> bool:
     # A flag gives None as a text. Nobody means a folder or dataset of that name.
-    return isinstance(x, str) and x.strip().lower() not in ("", "none", "null")
+    if not is_text(x) or "\0" in x:  # no path has that
+        return False
+    return x.strip().lower() not in ("", "none", "null")
 
 
 def _is_range(x: Any, high: float) -> bool:
@@ -57,13 +66,13 @@ def _is_range(x: Any, high: float) -> bool:
 
 
 def _is_multiplier(x: Any) -> bool:
-    if not (is_pair(x) and isinstance(x[0], str) and is_number(x[1], 0)):
+    if not (is_pair(x) and _is_text(x[0]) and is_number(x[1], 0)):
         return False
     try:
-        re.compile(x[0])
-    except re.error:
+        re.compile(x[0][:1000])
+    except (re.error, OverflowError, RecursionError):
         return False
-    return True
+    return len(x[0]) <= 1000
 
 
 def _whole(low: int) -> Values:

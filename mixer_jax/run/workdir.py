@@ -24,6 +24,11 @@ from mixer_jax.run.paths import (
     resolved,
     with_absolute_paths,
 )
+from mixer_jax.run.records import (
+    read_recorded_config,
+    read_recorded_data,
+    read_recorded_names,
+)
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
@@ -102,7 +107,7 @@ def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.exists() or not _has_result(workdir):
         return {}
-    recorded = json.loads(path.read_text("utf-8"))
+    recorded = read_recorded_config(workdir)
     recorded.pop(AS_TYPED, None)
     return flatten(recorded)
 
@@ -164,9 +169,8 @@ def check_same_data(config: Config, data: Data, workdir: pathlib.Path) -> None:
         return
     differences = _differences(config, workdir).items()
     moved = {key: values for key, values in differences if is_dataset(key)}
-    path = workdir / "dataset.json"
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))["fingerprint"]
+    _, before = read_recorded_data(workdir)
+    if before:
         lines = changes(before, data.fingerprint)
     elif moved:  # and nothing shows that it is the same
         raise _other_config(workdir, moved)
@@ -194,7 +198,7 @@ def _changes_without_fingerprint(
     path = workdir / "class_names.json"
     lines = []
     if path.exists():
-        old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
+        old, new = read_recorded_names(workdir), list(data.class_names)
         if old != new:
             changed = sorted(set(old) ^ set(new)) or ["their order"]
             lines.append(
