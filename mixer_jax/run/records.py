@@ -18,12 +18,16 @@ from mixer_jax.weights.layout import CheckpointError
 
 # What no run can be used without. Other keys may have been added since.
 _NEEDED = (
+    "batch",
     "dataset",
     "model.patches.size",
+    "optimizer",
     "pp.crop",
     "pp.evaluation",
     "pp.resize",
     "pp.transfer",
+    "pretrained_dir",
+    "total_steps",
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from configs import digits
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.run.card import card_facts
 from mixer_jax.run.config import ConfigError
 from mixer_jax.run.loading import load_model
 from mixer_jax.run.records import read_run
@@ -124,6 +125,7 @@ def _write_run(folder: pathlib.Path) -> list[pathlib.Path]:
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     npz.save_checkpoint(folder / "final.npz", layout.unflatten(_params()))
+    _write_metrics(folder)
     return [folder / f"{name}.json" for name in files]
 
 
@@ -154,6 +156,13 @@ def _use(path: pathlib.Path) -> None:
         weights.transform(np.zeros((5, 6, 3), np.uint8))
 
 
+def _load(workdir: pathlib.Path) -> None:
+    """Makes a run's model ready, and a card for it."""
+    loaded = load_model(workdir)
+    assert loaded.loss_fn
+    card_facts(loaded, workdir)
+
+
 def _continue(workdir: pathlib.Path) -> None:
     """Compares the run with another config, as a second start does."""
     config = digits.get_config()
@@ -173,9 +182,7 @@ READERS = {
         lambda x: (_use(x.parent), read_run(x.parent), _continue(x.parent)),
         (CheckpointError,),
     ),
-    "run-model": Reader(
-        _write_run, lambda x: load_model(x.parent).loss_fn, (CheckpointError,)
-    ),
+    "run-model": Reader(_write_run, lambda x: _load(x.parent), (CheckpointError,)),
     "class-names": Reader(_write_names, read_class_names, (CheckpointError,)),
     "metrics": Reader(_write_metrics, lambda x: read_metrics(x.parent), (ValueError,)),
 }
