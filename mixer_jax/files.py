@@ -78,6 +78,14 @@ def _path_and_partial(
     return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
+def most_array_bytes(size: int) -> int:
+    """Returns how large the arrays in a file of `size` bytes may be, to be read.
+
+    A thousand times as many zeros can be packed into it, but parameters cannot.
+    """
+    return 3 * size + 96 * 2**20
+
+
 def read_json(path: pathlib.Path, error: Callable[[str], Exception]) -> Any:
     """Reads a JSON file that may be damaged, or come from anyone.
 

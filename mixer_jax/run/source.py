@@ -1,5 +1,6 @@
 """Where parameters are from: a run, or whatever else `mixer_jax.weights` reads."""
 
+import logging
 import math
 import os
 import pathlib
@@ -16,6 +17,8 @@ from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.npz import merge_pretrained, read_checkpoint
 from mixer_jax.weights.reading import Weights, WeightsSource, open_weights
 from mixer_jax.weights.resolution import RESOLUTIONS, adapt
+
+logger = logging.getLogger(__name__)
 
 # Of the keys pp.*, those that are fields of EvalTransform and go with the parameters.
 TRANSFORM = ("crop", "evaluation", "resize", "interpolation", "mean", "std")
@@ -42,19 +45,29 @@ def _is_workdir(folder: pathlib.Path) -> bool:
 def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
     """Returns a run's parameters, and the file or checkpoint that they are from.
 
-    That is final.npz, or the newest checkpoint if the run is not finished.
+    That is final.npz, or the newest whole checkpoint if the run is not finished or that
+    file is damaged. A warning names what is damaged. Nothing is written.
 
     Raises:
       FileNotFoundError: there is neither.
-      CheckpointError: final.npz is damaged.
+      CheckpointError: final.npz is damaged, and there is no checkpoint.
+      DamagedError: all checkpoints are damaged, and final.npz is, or is not there.
     """
-    if (final := workdir / "final.npz").exists():
-        return read_checkpoint(final), str(final)
+    final, found = workdir / "final.npz", None
+    if final.exists():
+        try:
+            return read_checkpoint(final), str(final)
+        except CheckpointError as error:
+            found = error
     # Orbax takes a third of a second to import, and is seldom needed.
     from mixer_jax.training.checkpointing import read_latest_params, saved_steps
 
-    params = read_latest_params(workdir)
-    return params, f"{workdir}, step {saved_steps(workdir)[-1]}"
+    if found is not None and not saved_steps(workdir):
+        raise found
+    if found is not None:
+        logger.warning("%s The newest checkpoint is read instead.", found)
+    params, step = read_latest_params(workdir)
+    return params, f"{workdir}, step {step}"
 
 
 def open_source(name_or_path: str | os.PathLike[str]) -> WeightsSource:

@@ -33,7 +33,8 @@ from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
 from mixer_jax.training.rows import read_rows
-from mixer_jax.weights.npz import save_checkpoint
+from mixer_jax.weights.layout import CheckpointError
+from mixer_jax.weights.npz import read_shapes, save_checkpoint
 
 # What may change between two starts of a run: the result does not depend on it.
 FREE_KEYS = {
@@ -252,13 +253,23 @@ def write_result(
       path: of the npz file.
       params: the model's parameters, on the devices of `mesh`.
       mesh: of the run.
-      overwrite: whether to write it where it exists too.
+      overwrite: whether to write it where a whole one exists too.
     """
     # One process looks, for all must take part.
-    missing = multihost_utils.broadcast_one_to_all(np.int32(not path.exists()))
-    if not (overwrite or missing):
+    is_first = jax.process_index() == 0
+    is_whole = not overwrite and is_first and _is_whole(path)
+    if multihost_utils.broadcast_one_to_all(np.int32(is_whole)):
         return
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
-    if jax.process_index() == 0:
+    if is_first:
         save_checkpoint(path, jax.device_get(whole))
     multihost_utils.sync_global_devices("final parameters written")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Returns whether an npz file is there and can be read; warns if it is damaged."""
+    try:
+        return path.exists() and bool(read_shapes(path))
+    except CheckpointError as error:
+        logger.warning("%s It is written again.", error)
+        return False

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixer_jax.files import most_array_bytes
 from mixer_jax.weights import contents
 from mixer_jax.weights.layout import CheckpointError
 
 # What np.savez and np.savez_compressed write.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# The arrays together may be so many times as large as the file, and so many bytes more.
-# A file of zeros can be a thousand times smaller than they are. Parameters are not.
-_MOST_TIMES, _ALWAYS_BYTES = 3, 96 * 2**20
 
 
 class Member(NamedTuple):
@@ -58,7 +56,7 @@ class Archive:
 
     def _check_sizes(self, infos: Sequence[zipfile.ZipInfo]) -> None:
         found, size = sum(x.file_size for x in infos), self._path.stat().st_size
-        if found > _MOST_TIMES * size + _ALWAYS_BYTES:
+        if found > most_array_bytes(size):
             raise CheckpointError(
                 f"{self._path} of {size:,} bytes would become {found:,} bytes of "
                 "arrays, which is refused: so small are no parameters. If they are "
