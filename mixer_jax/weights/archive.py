@@ -73,13 +73,12 @@ class Archive:
                 size = info.file_size - file.tell()
             if dtype.hasobject:
                 raise ValueError("it holds pickled objects")
-            # Each by itself: 0 times any number would be right too.
-            if not all(0 < side <= size for side in shape):
-                raise ValueError(f"its shape is {shape!s:.80}")
-            if math.prod(shape) * dtype.itemsize != size:
+            # Each side by itself: 0 times any number would be right too.
+            is_right = all(0 < side <= size for side in shape)
+            if not is_right or math.prod(shape) * dtype.itemsize != size:
                 raise ValueError(
-                    f"it has {size:,} bytes, and should be {shape!s:.80} of "
-                    f"{dtype!s:.80}"
+                    f"its {size:,} bytes are no array of {dtype!s:.80} and the shape "
+                    f"{shape!s:.80}, as its header says"
                 )
         return Member(name, shape, dtype, info)
 
