@@ -223,7 +223,7 @@ def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
     path = workdir / "metrics.jsonl"
     rows = read_rows(path) if path.exists() else []
     row = next((row for row in rows if row.get("train/epoch")), None)
-    return row and round(row["step"] * config.batch / row["train/epoch"])
+    return round(row["step"] * config.batch / row["train/epoch"]) if row else None
 
 
 def write_description(config: Config, data: Data, workdir: pathlib.Path) -> None:
