@@ -6,7 +6,6 @@ back and adds a manifest, with which a checkpoint is compared before it is used.
 position in the data needs no file: it follows from the state's step.
 """
 
-import json
 import logging
 import math
 import pathlib
@@ -19,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer_jax.files import DiskError, writing
+from mixer_jax.files import DiskError, most_array_bytes, writing
+from mixer_jax.json_files import parse_json
 from mixer_jax.training.manifest import (
     METADATA,
     DamagedError,
@@ -113,7 +113,7 @@ def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
       DamagedError: they cannot be read.
     """
     try:
-        content = json.loads((folder / METADATA).read_bytes())
+        content = parse_json((folder / METADATA).read_bytes())
         return dict(content.get("custom_metadata") or {})
     except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
         raise DamagedError(f"{METADATA} cannot be read: {error}") from error
@@ -130,6 +130,9 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
     try:
         tree = handler.metadata(path).tree
         item = {name: tree[name] for name in names or tree}
+        needed = sum(_num_bytes(x) for x in jax.tree.leaves(item))
+        if names and needed > most_array_bytes(_size_of(folder)):
+            raise ValueError(f"its arrays would take {needed:,} bytes")
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
         return handler.restore(path, args=args)
@@ -138,6 +141,15 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
         raise DamagedError(
             f"it cannot be read: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _num_bytes(array: Any) -> int:
+    """Returns the size of an array of which Orbax has read the shape and the dtype."""
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def _size_of(folder: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _use_newest(workdir: pathlib.Path) -> None:

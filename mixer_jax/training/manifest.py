@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mixer_jax.json_files import parse_json
+
 MANIFEST = "manifest.json"
 
 # Orbax adds the time of its last rename to this one, after the manifest is written.
@@ -67,7 +69,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest | None:
       DamagedError: the manifest is not as it was written.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = parse_json((folder / MANIFEST).read_bytes())
         if content.pop(_HASH) == _hash_of_json(content):
             return Manifest(**content)
     except FileNotFoundError:
@@ -146,7 +148,7 @@ def _hash_of_file(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         if path.name != METADATA:
             return hashlib.file_digest(file, _HASH).hexdigest()
-        fields = json.load(file)
+        fields = parse_json(file.read())
     if isinstance(fields, dict):
         fields.pop(_ADDED_LATER, None)
     return _hash_of_json(fields)

@@ -308,7 +308,7 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, whole, caps
     final = tmp_path / "final.npz"
     contents = final.read_bytes()
     final.write_bytes(contents[: len(contents) // 2])
-    assert trainer.train_and_evaluate(config, tmp_path) == expected
+    assert trainer.train_and_evaluate(tiny_config(), tmp_path) == expected
     assert final.read_bytes() == contents
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
     output = capsys.readouterr().out
