@@ -90,6 +90,8 @@ def _declared(data: bytes) -> Declared:
     try:
         with Image.open(io.BytesIO(data), formats=_OTHERS) as image:
             return Declared(*image.size, 17)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"it declares too many pixels: {error}") from error
     except Exception as error:  # of many kinds: the file may be anything
         raise ImageError(kind_of_file(data)) from error
 

@@ -1,5 +1,6 @@
 """From the contents of an image file to pixels."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -35,10 +36,8 @@ silence(0)
 
 # Errors that a second attempt does not mend; others may be those of a network disk.
 _LASTING = (
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
 )
 
 _said: set[str] = set()  # what is said once, of the first file
@@ -77,7 +76,7 @@ def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
         with open_image(path) as file:
             return file.read()
     except OSError as error:
-        if not wait_secs or isinstance(error, _LASTING):
+        if not wait_secs or error.errno in _LASTING:
             raise ImageError(error.strerror or str(error)) from error
     time.sleep(wait_secs[0])
     return read_file(path, wait_secs[1:])

@@ -78,8 +78,8 @@ def open_table(path: pathlib.Path) -> ListedDataset:
         if splits[split] not in rows and not os.path.isfile(image):
             slashes = os.path.isfile(image.replace("\\", "/"))
             raise DatasetError(
-                f"{where}, line {line}: there is no file {listing([printable(image)])}. "
-                "Paths are relative to the table's folder"
+                f"{where}, line {line}: there is no file {listing([printable(image)])}"
+                ". Paths are relative to the table's folder"
                 f"{', and written with / for the backslash' if slashes else ''}."
             )
         rows[splits[split]].append((image, labels if several else labels[0]))

@@ -74,7 +74,7 @@ def _read_image(path: pathlib.Path) -> None:
 
 
 def _mutate_png(rng: Random, data: bytes) -> bytes:
-    """Changes a part of a PNG, perhaps before it is compressed; checksums stay right."""
+    """Changes a part of a PNG, perhaps uncompressed; the checksums stay right."""
     parts = [(name, data[start:end]) for name, start, end in png_chunks(data)]
     i = rng.randrange(len(parts))
     name, content = parts[i]
