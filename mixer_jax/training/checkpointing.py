@@ -302,6 +302,7 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args)
         while True:
             step = self.latest_step()
+            assert step is not None, "there is no checkpoint"
             state = self._manager.restore(step, args=args)
             fault = _tell_all("to look at what it restored", self._fault(step, state))
             if not fault:

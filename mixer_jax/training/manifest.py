@@ -131,7 +131,7 @@ def _describe(array: Any) -> str:
     values = np.asarray(array)
     shape = ",".join(map(str, values.shape))
     contents = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    return f"{values.dtype}[{shape}] {hashlib.new(_HASH, contents).hexdigest()}"
+    return f"{values.dtype}[{shape}] {hashlib.new(_HASH, contents.data).hexdigest()}"
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
