@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 _PARTIAL = ".partial"  # ends the name of what is not yet whole
 
-# What to do about the errors of a disk, by their numbers; those of a network are others.
+# What to do about the errors of a disk, by their numbers. A network has others.
 _ADVICE = {
     errno.ENOSPC: "Make room on that disk",
     errno.EDQUOT: "Make room on that disk, or ask for a higher quota",
