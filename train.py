@@ -31,8 +31,10 @@ from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.run import config_file, trainer
+from mixer_jax.run.compiled import keep_compiled_programs
 from mixer_jax.training import processes
 from mixer_jax.training.logs import TRACEBACK_NOTE
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,6 +63,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
     workdir = _WORKDIR.value or f"runs/{_config_name()}"
+    keep_compiled_programs()
     try:
         with processes.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -75,6 +78,7 @@ def main(argv: list[str]) -> None:
         ImageError,
         CheckpointError,
         trainer.WorkdirInUseError,
+        MetricsError,
         KeyboardInterrupt,
         OSError,
     ) as error:

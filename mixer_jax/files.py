@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 _PARTIAL = ".partial"  # ends the name of what is not yet whole
 
-# What to do about the errors of a disk, by their numbers. A network has others.
+# What to do about the errors of a disk, by number; those of a network are others.
 _ADVICE = {
     errno.ENOSPC: "Make room on that disk",
     errno.EDQUOT: "Make room on that disk, or ask for a higher quota",
@@ -144,3 +144,11 @@ def _path_and_partial(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: hosts that share a disk may share those too.
     return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+
+
+def most_array_bytes(size: int) -> int:
+    """Returns how large the arrays in a file of `size` bytes may be, to be read.
+
+    A thousand times as many zeros can be packed into it, but parameters cannot.
+    """
+    return 3 * size + 96 * 2**20

@@ -282,6 +282,7 @@ def run_block(block: Block, checkout: pathlib.Path) -> tuple[int, str]:
         "MIXER_JAX_CACHE": str(checkout.parent / "cache"),
         "TRAIN_FLAGS": block.marks.get("run with", ""),
         "GIT_CEILING_DIRECTORIES": str(checkout.parent),  # for git apply
+        "XLA_FLAGS": "",  # fast programs, as users have; the numbers shown are theirs
     }
     env.pop("JAX_NUM_CPU_DEVICES", None)
     printed = checkout.parent / "printed.txt"

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import flax
@@ -41,9 +42,22 @@ def count_parameters(name: str, num_classes: int) -> int:
     return sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, images)["params"]))
 
 
+def init(model: MlpMixer, images: jax.Array) -> dict:
+    """Compiled as one program: each operation alone would be compiled too."""
+    run = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
+    return run(images)
+
+
+def apply(model: MlpMixer, variables: dict, images: jax.Array, **kwargs):
+    """What the model computes in an evaluation, compiled as one program."""
+    return jax.jit(lambda v, x: model.apply(v, x, train=False, **kwargs))(
+        variables, images
+    )
+
+
 def init_random(model: MlpMixer, image_shape: tuple[int, ...]) -> dict:
     """Parameters that are all random, the head and the biases too."""
-    params = model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    params = init(model, jnp.zeros((1, *image_shape)))
     leaves, treedef = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(
@@ -71,9 +85,9 @@ def test_forward_and_gradients_equal_the_original(golden):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, data["labels"])
         return loss.mean(), (logits, state["intermediates"]["pre_logits"][0])
 
-    (loss, (logits, pre_logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        params
-    )
+    (loss, (logits, pre_logits)), grads = jax.jit(
+        jax.value_and_grad(loss_fn, has_aux=True)
+    )(params)
     np.testing.assert_allclose(loss, data["loss"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(logits, data["logits"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(pre_logits, data["pre_logits"], atol=1e-5, rtol=0)
@@ -92,7 +106,7 @@ def test_without_head_returns_pre_logits(golden, num_classes):
     params = golden.tree(data, "params/")
     del params["head"]
     model = MlpMixer(num_classes=num_classes, **TINY)
-    pre_logits = model.apply({"params": params}, data["images"], train=False)
+    pre_logits = apply(model, {"params": params}, data["images"])
     np.testing.assert_allclose(pre_logits, data["pre_logits"], atol=1e-5, rtol=0)
 
 
@@ -133,47 +147,51 @@ def test_mixer_is_a_cnn():
         y = conv(y, q["Dense_1"]["kernel"][None, None])
         return y + vector(q["Dense_1"]["bias"])
 
-    x = conv(images, p["stem"]["kernel"], strides=(4, 4))
-    x = x + vector(p["stem"]["bias"])
-    for i in range(3):
-        q = p[f"MixerBlock_{i}"]
-        x = x + mix_tokens(norm(x, q["LayerNorm_0"]), q["token_mixing"])
-        x = x + mix_channels(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
-    x = norm(x, p["pre_head_layer_norm"]).mean((1, 2))
-    logits = x @ p["head"]["kernel"] + p["head"]["bias"][None]
+    @jax.jit
+    def as_cnn(images):
+        x = conv(images, p["stem"]["kernel"], strides=(4, 4))
+        x = x + vector(p["stem"]["bias"])
+        for i in range(3):
+            q = p[f"MixerBlock_{i}"]
+            x = x + mix_tokens(norm(x, q["LayerNorm_0"]), q["token_mixing"])
+            x = x + mix_channels(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
+        x = norm(x, p["pre_head_layer_norm"]).mean((1, 2))
+        return x @ p["head"]["kernel"] + p["head"]["bias"][None]
 
     np.testing.assert_allclose(
-        model.apply(variables, images, train=False), logits, atol=1e-5, rtol=0
+        apply(model, variables, images), as_cnn(images), atol=1e-5, rtol=0
     )
 
 
 def test_non_square_images_and_patches_any_channel_count():
     model = MlpMixer(num_classes=5, **(TINY | {"patches": Patches((2, 5))}))
     images = jnp.ones((3, 8, 15, 4))
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = init(model, images)
     block = variables["params"]["MixerBlock_0"]
     assert block["token_mixing"]["Dense_0"]["kernel"].shape == (4 * 3, 10)
     assert variables["params"]["stem"]["kernel"].shape == (2, 5, 4, 24)
-    assert model.apply(variables, images, train=False).shape == (3, 5)
+    assert apply(model, variables, images).shape == (3, 5)
 
 
 def test_tokens_are_the_grid_row_by_row():
     model = MlpMixer(num_classes=None, **(TINY | {"num_blocks": 1}))
     images = jax.random.normal(jax.random.key(0), (1, 8, 12, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = init(model, images)
     filter_ = lambda module, _: module.name == "stem"
-    _, state = model.apply(
-        variables, images, train=False, capture_intermediates=filter_
-    )
+    _, state = apply(model, variables, images, capture_intermediates=filter_)
     grid = state["intermediates"]["stem"]["__call__"][0]
     block = MixerBlock(10, 40)
     tokens = jnp.stack([grid[:, h, w] for h in range(2) for w in range(3)], axis=1)
-    out = block.apply({"params": variables["params"]["MixerBlock_0"]}, tokens)
-    norm = nn.LayerNorm().apply(
-        {"params": variables["params"]["pre_head_layer_norm"]}, out
-    )
+
+    @jax.jit
+    def from_tokens(p, tokens):
+        out = block.apply({"params": p["MixerBlock_0"]}, tokens)
+        return nn.LayerNorm().apply({"params": p["pre_head_layer_norm"]}, out).mean(1)
+
     np.testing.assert_allclose(
-        model.apply(variables, images, train=False), norm.mean(1), atol=1e-6
+        apply(model, variables, images),
+        from_tokens(variables["params"], tokens),
+        atol=1e-6,
     )
 
 
@@ -186,9 +204,9 @@ def test_image_that_patches_do_not_divide():
 
 def test_parameters_for_another_number_of_tokens():
     model = MlpMixer(num_classes=5, **TINY)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+    variables = init(model, jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(flax.errors.ScopeParamShapeError) as error:
-        model.apply(variables, jnp.zeros((1, 16, 20, 3)), train=False)
+        apply(model, variables, jnp.zeros((1, 16, 20, 3)))
     message = str(error.value)
     assert "/MixerBlock_0/token_mixing/Dense_0" in message
     assert "(20, 10)" in message
@@ -202,35 +220,38 @@ def test_second_bias_of_token_mixing_changes_nothing(golden):
     for i in range(3):
         bias = params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]["bias"]
         bias += np.arange(len(bias), dtype=np.float32)
-    logits = MlpMixer(num_classes=7, **TINY).apply(
-        {"params": params}, data["images"], train=False
-    )
+    model = MlpMixer(num_classes=7, **TINY)
+    logits = apply(model, {"params": params}, data["images"])
     np.testing.assert_allclose(logits, data["logits"], atol=1e-4, rtol=0)
 
 
 def test_head_kernel_starts_at_zero():
     model = MlpMixer(num_classes=5, **TINY)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+    variables = init(model, jnp.zeros((1, 16, 16, 3)))
     assert not variables["params"]["head"]["kernel"].any()
 
 
 def test_stochastic_depth_drops_whole_branches_without_rescaling():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6))
     block = MixerBlock(5, 7)
-    params = block.init(jax.random.key(1), x)["params"]
+    params = jax.jit(block.init)(jax.random.key(1), x)["params"]
     silent = lambda branch: (
-        params | {branch: jax.tree.map(jnp.zeros_like, params[branch])}
+        params | {branch: jax.tree.map(np.zeros_like, params[branch])}
     )
-    apply = lambda params, keep=(1, 1): block.apply({"params": params}, x, keep)
+    run = jax.jit(lambda params, keep: block.apply({"params": params}, x, keep))
     for i, other in ((0, "channel_mixing"), (1, "token_mixing")):
-        keep = jnp.zeros((2, 2, 1, 1)).at[i, 0].set(1)  # one example keeps one branch
-        out = apply(params, keep)
-        np.testing.assert_allclose(out[0], apply(silent(other))[0], atol=1e-6)
+        keep = np.zeros((2, 2, 1, 1), np.float32)
+        keep[i, 0] = 1  # one example keeps one branch
+        out = run(params, keep)
+        whole = run(silent(other), np.ones_like(keep))
+        np.testing.assert_allclose(out[0], whole[0], atol=1e-6)
         np.testing.assert_array_equal(out[1], x[1])
 
 
 def drawn_stochastic_depth(model, batch):
     """What each block was told to keep, [num_blocks, 2, batch]."""
+    images = jnp.zeros((batch, 4, 4, 3))
+    variables = init(model, images)
     seen = []
 
     def record(next_fun, args, kwargs, context):
@@ -238,12 +259,13 @@ def drawn_stochastic_depth(model, batch):
             seen.append(args[1])
         return next_fun(*args, **kwargs)
 
-    images = jnp.zeros((batch, 4, 4, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
-    seen.clear()
-    with nn.intercept_methods(record):
-        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
-    return np.stack(seen)[..., 0, 0]
+    @jax.jit
+    def draw(variables, images, rng):
+        with nn.intercept_methods(record):
+            model.apply(variables, images, train=True, rngs={"dropout": rng})
+        return jnp.stack(seen)
+
+    return np.asarray(draw(variables, images, jax.random.key(1)))[..., 0, 0]
 
 
 def test_stochastic_depth_rises_linearly_and_draws_for_each_branch_and_example():
@@ -259,16 +281,13 @@ def test_stochastic_depth_rises_linearly_and_draws_for_each_branch_and_example()
     assert drawn_stochastic_depth(one, 50).all()
 
 
-@pytest.mark.parametrize("scan_blocks", [False, True])
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-def test_remat_and_scan_change_no_value(golden, remat, scan_blocks):
+@pytest.fixture(scope="module")
+def logits_and_gradients(golden):
     data = golden.load("forward.npz")
-    params = golden.tree(data, "params/")
 
-    def logits_and_gradients(**fields):
+    def compute(**fields):
         model = MlpMixer(num_classes=7, stoch_depth=0.5, **TINY, **fields)
 
-        @jax.jit
         def loss_fn(params):
             logits = model.apply(
                 {"params": params},
@@ -280,16 +299,30 @@ def test_remat_and_scan_change_no_value(golden, remat, scan_blocks):
                 logits, data["labels"]
             ).mean(), logits
 
-        grads, logits = jax.grad(loss_fn, has_aux=True)(params)
+        params = golden.tree(data, "params/")
+        grads, logits = jax.jit(jax.grad(loss_fn, has_aux=True))(params)
         return logits, grads
 
-    expected = logits_and_gradients()
-    assert not np.allclose(expected[0], data["logits"], atol=1e-3)  # branches are lost
+    return compute
+
+
+@pytest.fixture(scope="module")
+def unrolled(logits_and_gradients):
+    return logits_and_gradients()
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_remat_and_scan_change_no_value(
+    golden, logits_and_gradients, unrolled, remat, scan_blocks
+):
+    logits = golden.load("forward.npz")["logits"]
+    assert not np.allclose(unrolled[0], logits, atol=1e-3)  # branches are lost
     found = logits_and_gradients(remat=remat, scan_blocks=scan_blocks)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=0),
         found,
-        expected,
+        unrolled,
     )
 
 
@@ -315,20 +348,18 @@ def test_scanned_blocks_take_dropout_and_keep_the_published_tree():
     images = jnp.ones((2, 8, 8, 3))
     plain = MlpMixer(num_classes=None, dropout_rate=0.5, **TINY)
     scanned = plain.copy(scan_blocks=True)
-    variables = plain.init(jax.random.key(0), images, train=False)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        scanned.init(jax.random.key(0), images, train=False),
-        variables,
-    )
-    apply = jax.jit(
-        lambda key: scanned.apply(
-            variables, images, train=True, rngs={"dropout": jax.random.key(key)}
-        )
-    )
-    np.testing.assert_array_equal(apply(1), apply(1))
-    assert (apply(1) != apply(2)).any()
-    assert (apply(1)[0] != apply(1)[1]).any()  # of equal images
+    variables = init(plain, images)
+    jax.tree.map(np.testing.assert_array_equal, init(scanned, images), variables)
+
+    @jax.jit
+    def run(key):
+        rngs = {"dropout": jax.random.key(key)}
+        return scanned.apply(variables, images, train=True, rngs=rngs)
+
+    first, again, other = (np.asarray(run(key)) for key in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first[0] != first[1]).any()  # of equal images
 
 
 def test_every_layer_norm_has_the_epsilon_of_the_field():
@@ -345,8 +376,9 @@ def test_every_layer_norm_has_the_epsilon_of_the_field():
     assert len(seen) == 2 * 3 + 1
     assert set(seen.values()) == {0.25}
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    apply = lambda model: model.apply(variables, images, train=False)
-    assert abs(apply(model) - apply(model.clone(layer_norm_epsilon=1e-6))).max() > 1e-3
+    found = apply(model, variables, images)
+    other = apply(model.clone(layer_norm_epsilon=1e-6), variables, images)
+    assert abs(np.subtract(found, other)).max() > 1e-3
 
 
 def test_unknown_remat():
@@ -358,36 +390,35 @@ def test_unknown_remat():
 def test_dropout_follows_gelu_and_second_dense():
     x = jnp.ones((200, 8))
     mlp = MlpBlock(64, dropout_rate=0.5)
-    params = mlp.init(jax.random.key(0), x)["params"]
-    apply = lambda train: mlp.apply(
-        {"params": params}, x, train=train, rngs={"dropout": jax.random.key(1)}
-    )
-    dropped = apply(True)
+    params = jax.jit(mlp.init)(jax.random.key(0), x)["params"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(train):
+        rngs = {"dropout": jax.random.key(1)}
+        return mlp.apply({"params": params}, x, train=train, rngs=rngs)
+
+    dropped = np.asarray(run(True))
     assert abs((dropped == 0).mean() - 0.5) < 0.05  # after the second Dense
     survivors = dropped[:, 0][dropped[:, 0] != 0]
     assert len(np.unique(survivors)) > 50  # hidden units were dropped too
-    assert not (apply(False) == 0).any()
+    assert not (np.asarray(run(False)) == 0).any()
 
 
 def test_evaluation_needs_no_rng_and_ignores_dropout(golden):
     data = golden.load("forward.npz")
     params = golden.tree(data, "params/")
     model = MlpMixer(num_classes=7, dropout_rate=0.5, stoch_depth=0.5, **TINY)
-    logits = model.apply({"params": params}, data["images"], train=False)
+    logits = apply(model, {"params": params}, data["images"])
     np.testing.assert_allclose(logits, data["logits"], atol=1e-5, rtol=0)
 
 
 def test_bfloat16_activations_keep_float32_parameters_and_logits(golden):
     data = golden.load("forward.npz")
     model = MlpMixer(num_classes=7, dtype="bfloat16", **TINY)
-    variables = model.init(jax.random.key(0), data["images"], train=False)
+    variables = init(model, data["images"])
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, state = model.apply(
-        {"params": golden.tree(data, "params/")},
-        data["images"],
-        train=False,
-        capture_intermediates=True,
-    )
+    variables = {"params": golden.tree(data, "params/")}
+    logits, state = apply(model, variables, data["images"], capture_intermediates=True)
     blocks = state["intermediates"]["MixerBlock_2"]["__call__"][0]
     assert blocks.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
@@ -398,19 +429,19 @@ def test_intermediates_are_the_tokens_after_each_block():
     model = MlpMixer(num_classes=5, **TINY)
     variables = init_random(model, (16, 16, 3))
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    logits, state = model.apply(
-        variables, images, train=False, capture_intermediates=True
-    )
+    logits, state = apply(model, variables, images, capture_intermediates=True)
     found = state["intermediates"]
     tokens = [found[f"MixerBlock_{i}"]["__call__"][0] for i in range(3)]
     pre_logits = found["pre_logits"][0]
     assert [x.shape for x in tokens] == [(2, 16, 24)] * 3
     p = variables["params"]
+    block = jax.jit(lambda q, x: MixerBlock(10, 40).apply({"params": q}, x))
     for i in (1, 2):
-        out = MixerBlock(10, 40).apply({"params": p[f"MixerBlock_{i}"]}, tokens[i - 1])
+        out = block(p[f"MixerBlock_{i}"], tokens[i - 1])
         np.testing.assert_allclose(tokens[i], out, atol=1e-6)
-    norm = nn.LayerNorm().apply({"params": p["pre_head_layer_norm"]}, tokens[2])
-    np.testing.assert_allclose(pre_logits, norm.mean(1), atol=1e-6)
+    norm = jax.jit(lambda q, x: nn.LayerNorm().apply({"params": q}, x).mean(1))
+    expected = norm(p["pre_head_layer_norm"], tokens[2])
+    np.testing.assert_allclose(pre_logits, expected, atol=1e-6)
     head = pre_logits @ p["head"]["kernel"] + p["head"]["bias"][None]
     np.testing.assert_allclose(logits, head, atol=1e-5)
 

@@ -139,8 +139,9 @@ def test_the_tutorials_configs_are_valid_also_on_colab(tutorial):
 
 
 @pytest.mark.slow
-def test_the_tutorial_prints_what_it_shows(execute, tutorial, tmp_path):
+def test_the_tutorial_prints_what_it_shows(execute, tutorial, tmp_path, monkeypatch):
     """Executed in a copy of the repository; numbers are compared as in test_docs.py."""
+    monkeypatch.setenv("XLA_FLAGS", "")  # fast programs, as users have
     for name in ("configs", "mixer_jax", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shown = copy.deepcopy(tutorial)

@@ -20,6 +20,8 @@ from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.files import FileError
+from mixer_jax.run.compiled import keep_compiled_programs
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.export import ExportError
 from mixer_jax.weights.layout import CheckpointError
 
@@ -29,6 +31,7 @@ def main() -> None:
     names.print_any_name()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
+    keep_compiled_programs()
     # tyro knows only flags that are declared, so overrides become positional.
     options = [x for x in sys.argv[1:] if not x.startswith("--config.")]
     overrides = [x for x in sys.argv[1:] if x.startswith("--config.")]
@@ -48,6 +51,7 @@ def main() -> None:
         FileError,
         ImageError,
         UsageError,
+        MetricsError,
         MemoryError,
         OSError,
     ) as error:

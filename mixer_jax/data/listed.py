@@ -14,6 +14,7 @@ import einops
 import numpy as np
 
 from mixer_jax.data.dataset import DatasetError, Example, Part
+from mixer_jax.data.decode import ImageError, open_image
 from mixer_jax.data.names import clean_name, listing, printable
 from mixer_jax.data.splits import parse_split
 
@@ -255,15 +256,15 @@ def _size(path: str) -> bytes:
 
 
 def _middle(path: str) -> bytes:
-    """Returns 4 kB from the middle of a file, where pixels are; b"" if it is not there.
+    """Returns 4 kB from the middle of a file, where pixels are; b"" if there are none.
 
     The beginning may be the same in all files of a camera.
     """
     try:
-        with open(path, "rb") as file:
+        with open_image(path) as file:
             file.seek(max(os.fstat(file.fileno()).st_size // 2 - 2048, 0))
             return file.read(4096)
-    except OSError:
+    except (OSError, ImageError):
         return b""
 
 

@@ -1,17 +1,15 @@
 """Where parameters are from: a run, or whatever else `mixer_jax.weights` reads."""
 
-import json
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from mixer_jax.data.fingerprint import Fingerprint
-from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import HALF
 from mixer_jax.run.model import FIELD_DEFAULTS
+from mixer_jax.run.records import read_run
 from mixer_jax.variants import count_patches
 from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.about import ABOUT_FIELDS, About
@@ -24,22 +22,6 @@ logger = logging.getLogger(__name__)
 
 # Of the keys pp.*, those that are fields of EvalTransform and go with the parameters.
 TRANSFORM = ("crop", "evaluation", "resize", "interpolation", "mean", "std")
-
-
-class Run(NamedTuple):
-    """What the files in a workdir say of a run.
-
-    Attributes:
-      config: its config.json.
-      class_names: of its dataset.
-      multilabel: whether the images of its dataset have several labels.
-      fingerprint: of its data; None for a run of before these were kept.
-    """
-
-    config: dict[str, Any]
-    class_names: list[str]
-    multilabel: bool
-    fingerprint: Fingerprint | None
 
 
 def find_workdir(name_or_path: str | os.PathLike[str]) -> pathlib.Path | None:
@@ -58,40 +40,6 @@ def find_workdir(name_or_path: str | os.PathLike[str]) -> pathlib.Path | None:
 
 def _is_workdir(folder: pathlib.Path) -> bool:
     return all((folder / x).is_file() for x in ("config.json", "class_names.json"))
-
-
-def read_run(workdir: pathlib.Path) -> Run:
-    """Reads what a run recorded of itself.
-
-    Raises:
-      CheckpointError: the folder is not there, or not the workdir of a run.
-    """
-    if not workdir.is_dir():
-        found = "is a file" if workdir.exists() else "is not there"
-        raise CheckpointError(
-            f"{printable(workdir)} {found}. Expected the workdir of a run, a folder."
-        )
-    for name in ("config.json", "class_names.json"):
-        if not (workdir / name).exists():
-            files = [
-                x.name
-                for x in workdir.iterdir()
-                if x.suffix in (".npz", ".json", ".safetensors")
-                or (x / "config.json").exists()
-            ]
-            raise CheckpointError(
-                f"{workdir} is a folder without a {name}, and so not the workdir of a "
-                "run. Name a workdir or a file. In it: "
-                f"{', '.join(sorted(files)) or '-'}"
-            )
-    dataset = workdir / "dataset.json"
-    about = _read_json(dataset) if dataset.exists() else {}
-    return Run(
-        _read_json(workdir / "config.json"),
-        _read_json(workdir / "class_names.json"),
-        about.get("multilabel", False),
-        about.get("fingerprint"),
-    )
 
 
 def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
@@ -245,10 +193,3 @@ def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:
             "of patches: give the grid."
         )
     return side, side
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON file: {error}") from error

@@ -16,7 +16,8 @@ from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.program import Program
-from mixer_jax.run.source import load_pretrained, read_run, read_run_params
+from mixer_jax.run.records import read_run
+from mixer_jax.run.source import load_pretrained, read_run_params
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import first_process_first
@@ -106,27 +107,52 @@ def initial_state(
         or its parameters do not fit.
     """
     rng, _ = jax.random.split(jax.random.key(config.seed))
-    state = program.init(rng)
     if config.init_from:
+        state = program.init(rng)
         params = _params_of_run(config, program, state.params, class_names, mesh)
     elif config.pretrained_dir:
         name = find_checkpoint(config.pretrained_dir, config.model.model_name)
         grid = count_patches(as_size(config.pp.crop), program.model.patches.size)
+        shapes = program.abstract_state.params
         params = first_process_first(
-            load_pretrained, name, state.params, config.resolution, grid
+            load_pretrained, name, shapes, config.resolution, grid
         )
+        state, params = _init_what_is_missing(program, rng, params)
         logger.info("start    from %s, with a new head", without_secrets(name))
     else:
-        return state
+        return program.init(rng)
 
-    def put(value: Any, old: jax.Array) -> jax.Array:
-        if value is old:  # the head, and what the file does not have
-            return old
+    def put(value: Any, old: jax.ShapeDtypeStruct) -> jax.Array:
+        if getattr(value, "sharding", None) == old.sharding:  # new: the head, and more
+            return value
         return jax.make_array_from_callback(
             old.shape, old.sharding, lambda index: value[index]
         )
 
-    return state.replace(params=jax.tree.map(put, params, state.params))
+    return state.replace(
+        params=jax.tree.map(put, params, program.abstract_state.params)
+    )
+
+
+def _init_what_is_missing(
+    program: Program, rng: jax.Array, params: Any
+) -> tuple[TrainState, Any]:
+    """Returns a new state, and `params` with its values for those that are shapes only.
+
+    The state has no other parameters: XLA leaves out what would compute them, most of
+    the program and of its compilation.
+    """
+    flat = flatten_params(params)
+    missing = [k for k, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct)]
+
+    def with_missing(state: Any) -> Any:
+        found = flatten_params(state.params)
+        return state.replace(params={key: found[key] for key in missing})
+
+    shardings = jax.tree.map(lambda x: x.sharding, with_missing(program.abstract_state))
+    init = jax.jit(lambda rng: with_missing(program.init(rng)), out_shardings=shardings)
+    state = init(rng)
+    return state, unflatten(flat | state.params)
 
 
 def _params_of_run(

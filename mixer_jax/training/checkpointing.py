@@ -6,7 +6,6 @@ back and adds a manifest, with which a checkpoint is compared before it is used.
 position in the data needs no file: it follows from the state's step.
 """
 
-import json
 import logging
 import math
 import pathlib
@@ -19,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer_jax.files import DiskError, writing
+from mixer_jax.files import DiskError, most_array_bytes, writing
+from mixer_jax.json_files import parse_json
 from mixer_jax.training.manifest import (
     METADATA,
     DamagedError,
@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps of the whole checkpoints of a run, in ascending order."""
+    """Returns the steps of the checkpoints of a run, in ascending order.
+
+    Those that were not completed do not count. Damaged ones do.
+    """
     folder = workdir.absolute() / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
@@ -68,8 +71,10 @@ def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
                     check_arrays(tree, manifest)
                 return tree["params"], step
             except DamagedError as error:
+                if step not in saved_steps(workdir):
+                    break  # the run has deleted it meanwhile
                 logger.warning("The checkpoint %s is damaged: %s", folder, error)
-        if saved_steps(workdir) == steps:  # else the run has deleted them meanwhile
+        else:
             raise DamagedError(
                 f"All checkpoints in {workdir / 'checkpoints'} are damaged. Put a copy "
                 "of one there, or train again."
@@ -108,7 +113,7 @@ def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
       DamagedError: they cannot be read.
     """
     try:
-        content = json.loads((folder / METADATA).read_bytes())
+        content = parse_json((folder / METADATA).read_bytes())
         return dict(content.get("custom_metadata") or {})
     except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
         raise DamagedError(f"{METADATA} cannot be read: {error}") from error
@@ -125,6 +130,9 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
     try:
         tree = handler.metadata(path).tree
         item = {name: tree[name] for name in names or tree}
+        needed = sum(_num_bytes(x) for x in jax.tree.leaves(item))
+        if names and needed > most_array_bytes(_size_of(folder)):
+            raise ValueError(f"its arrays would take {needed:,} bytes")
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
         return handler.restore(path, args=args)
@@ -133,6 +141,15 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
         raise DamagedError(
             f"it cannot be read: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _num_bytes(array: Any) -> int:
+    """Returns the size of an array of which Orbax has read the shape and the dtype."""
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def _size_of(folder: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _use_newest(workdir: pathlib.Path) -> None:
@@ -227,7 +244,14 @@ class Checkpoints:
         """Adds the manifest to what was just written, if that can be read back."""
         folder = _folder(self._workdir, self._saving_step)
         folder = folder.with_name(folder.name + ocp.utils.TMP_DIR_SUFFIX)
-        write_manifest(folder, hash_arrays(_read(folder)))
+        try:
+            arrays = hash_arrays(_read(folder))
+        except DamagedError as error:
+            raise DamagedError(
+                f"The checkpoint of step {self._saving_step} was written, and {error}. "
+                "The disk may be faulty. The checkpoint before is as it was."
+            ) from error
+        write_manifest(folder, arrays)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""

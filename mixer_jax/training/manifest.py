@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mixer_jax.json_files import parse_json
+
 MANIFEST = "manifest.json"
 
 # Orbax adds the time of its last rename to this one, after the manifest is written.
@@ -67,7 +69,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest | None:
       DamagedError: the manifest is not as it was written.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = parse_json((folder / MANIFEST).read_bytes())
         if content.pop(_HASH) == _hash_of_json(content):
             return Manifest(**content)
     except FileNotFoundError:
@@ -84,16 +86,17 @@ def check_files(folder: pathlib.Path, manifest: Manifest) -> None:
     """
     found = _files(folder)
     for name, (size, digest) in manifest.files.items():
-        if name not in found:
-            raise DamagedError(f"{name} is not there")
-        found_size = found[name].stat().st_size
-        if name != METADATA and found_size != size:
-            raise DamagedError(f"{name} has {found_size:,} bytes, expected {size:,}")
         try:
-            is_same = _hash_of_file(found[name]) == digest
+            path = found[name]
+            found_size = size if name == METADATA else path.stat().st_size
+            found_digest = _hash_of_file(path) if found_size == size else ""
+        except (KeyError, FileNotFoundError):
+            raise DamagedError(f"{name} is not there") from None
         except ValueError:  # METADATA is no JSON
-            is_same = False
-        if not is_same:
+            found_digest = ""
+        if found_size != size:
+            raise DamagedError(f"{name} has {found_size:,} bytes, expected {size:,}")
+        if found_digest != digest:
             raise DamagedError(f"{name} has other contents than were written")
 
 
@@ -145,7 +148,7 @@ def _hash_of_file(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         if path.name != METADATA:
             return hashlib.file_digest(file, _HASH).hexdigest()
-        fields = json.load(file)
+        fields = parse_json(file.read())
     if isinstance(fields, dict):
         fields.pop(_ADDED_LATER, None)
     return _hash_of_json(fields)

@@ -100,6 +100,17 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert saved_steps(tmp_path / "none") == []
 
 
+def test_arrays_that_are_much_larger_than_their_files_are_refused(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, STATE)
+    assert read_latest_params(tmp_path)[1] == 1
+    monkeypatch.setattr(checkpointing, "most_array_bytes", lambda size: 23)
+    with pytest.raises(DamagedError, match=r"All checkpoints in .* are damaged"):
+        read_latest_params(tmp_path)
+
+
 def state(step):
     """Differs from that of any other step in each array."""
     params = {"a": step + jax.numpy.arange(6.0), "b": jax.numpy.full((2, 2), step)}

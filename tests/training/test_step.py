@@ -182,8 +182,8 @@ def test_mean_and_standard_deviation_are_applied_on_the_device(golden, mixup_p):
         lambda **kwargs: make_eval_step(MODEL, losses.softmax_cross_entropy, **kwargs),
         lambda **kwargs: make_feature_step(MODEL, **kwargs),
     ):
-        sent = make(**color)(params, batch | {"image": images})
-        want = make()(params, batch | {"image": inputs})
+        sent = jax.jit(make(**color))(params, batch | {"image": images})
+        want = jax.jit(make())(params, batch | {"image": inputs})
         assert_trees_close(sent, want, atol=1e-4)
     schedule = create_schedule("constant", 1.0, 1, 0)
     tx = create_optimizer("sgd", schedule, grad_norm_clip=None)
@@ -199,7 +199,7 @@ def test_evaluation_against_numpy_and_without_masked_rows(golden):
     data = golden.load("forward.npz")
     params = golden.tree(data, "params/")
     labels, mask = data["labels"], np.array([1, 1, 0, 1, 0], np.float32)
-    evaluate = make_eval_step(MODEL, losses.softmax_cross_entropy)
+    evaluate = jax.jit(make_eval_step(MODEL, losses.softmax_cross_entropy))
     sums = evaluate(params, {"image": data["images"], "label": labels, "mask": mask})
     logits = data["logits"].astype(np.float64)
     ranking = np.argsort(-logits, axis=-1)
@@ -217,12 +217,14 @@ def test_evaluation_against_numpy_and_without_masked_rows(golden):
 
 def test_of_equal_logits_the_first_counts_as_the_highest():
     """As argmax has it: a head that is still zero predicts class 0."""
-    images = jnp.zeros((7, 16, 16, 3))
-    params = MODEL.init(jax.random.key(0), images, train=False)["params"]
+    images = np.zeros((7, 16, 16, 3), np.float32)
+    init = jax.jit(lambda x: MODEL.init(jax.random.key(0), x, train=False)["params"])
+    params = init(images)
+    evaluate = jax.jit(make_eval_step(MODEL, losses.softmax_cross_entropy))
     several = np.eye(7)[[6, 6, 6, 6, 6, 6, 6]] + np.eye(7)[[0, 1, 2, 3, 4, 5, 6]]
     for labels in (jnp.arange(7), jnp.float32(several > 0)):
         batch = {"image": images, "label": labels, "mask": jnp.ones(7)}
-        sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(params, batch)
+        sums = evaluate(params, batch)
         assert (sums["top1"], sums["top5"]) == (1, 5)
 
 
@@ -321,9 +323,8 @@ def test_several_labels_any_of_which_is_right(golden):
         "label": labels,
         "mask": np.array([1, 1, 1, 1, 0], np.float32),
     }
-    sums = make_eval_step(MODEL, losses.softmax_cross_entropy)(
-        golden.tree(data, "params/"), batch
-    )
+    evaluate = jax.jit(make_eval_step(MODEL, losses.softmax_cross_entropy))
+    sums = evaluate(golden.tree(data, "params/"), batch)
     assert sums["top1"] == 2
     assert sums["top5"] == 3
     assert sums["count"] == 4
@@ -331,13 +332,15 @@ def test_several_labels_any_of_which_is_right(golden):
 
 def test_head_bias_init_and_features():
     tx = create_optimizer("sgd", create_schedule("constant", 1.0, 1, 0))
-    state = init_state(MODEL, tx, jax.random.key(0), (16, 16, 3), head_bias_init=-6.9)
+    init = lambda rng: init_state(MODEL, tx, rng, (16, 16, 3), head_bias_init=-6.9)
+    state = jax.jit(init)(jax.random.key(0))
     np.testing.assert_array_equal(state.params["head"]["bias"], np.float32(-6.9))
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     batch = {"image": images, "label": jnp.arange(4)}
-    out = make_feature_step(MODEL)(state.params, batch)
+    out = jax.jit(make_feature_step(MODEL))(state.params, batch)
     headless = MODEL.clone(num_classes=None)
-    expected = headless.apply({"params": state.params}, images, train=False)
+    apply = jax.jit(lambda p, x: headless.apply({"params": p}, x, train=False))
+    expected = apply(state.params, images)
     np.testing.assert_allclose(out["feature"], expected, atol=1e-6)
     assert out.keys() == {"feature", "label"}
 

@@ -1,0 +1,59 @@
+"""Compiled programs are kept from one process to the next, in a folder of the user.
+
+JAX does it: its persistent compilation cache. The key of a program holds all that its
+machine code depends on: the program, the flags, the versions, the device and, on CPU,
+the processor's features. So a program from the cache gives the same bits.
+"""
+
+import logging
+import os
+import pathlib
+from typing import Any
+
+import filelock
+import jax
+import pooch
+
+MAX_BYTES = 2**30  # of the folder; a large model's train step takes about 10 MB
+MIN_COMPILE_SECS = 0.2  # what takes less is not kept
+
+logger = logging.getLogger(__name__)
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles, in the system's place for this user's caches.
+
+    Not in $MIXER_JAX_CACHE: others may write there, and this is code that is run.
+
+    JAX's environment variables come first: JAX_ENABLE_COMPILATION_CACHE=0 turns it
+    off, JAX_COMPILATION_CACHE_DIR names a cache of the user's own. If the folder cannot
+    be written, nothing is kept. JAX warns if it cannot read or write a program, and
+    compiles it.
+    """
+    config: Any = jax.config  # its values are attributes that types do not know
+    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir:
+        return
+    folder = pathlib.Path(pooch.os_cache("mixer_jax")) / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # JAX's own lock: several processes may use the folder at a time.
+        with filelock.FileLock(folder / ".lockfile").acquire(timeout=10):
+            _remove_cut_off(folder)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: no locks
+        logger.debug("Compiled programs are not kept: %s", error)
+        return
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS)
+
+
+def _remove_cut_off(folder: pathlib.Path) -> None:
+    """Removes programs that a process did not live to write to the end.
+
+    JAX writes the time of the last use after the program. Where it is missing, JAX 0.10
+    can write no other program (github.com/jax-ml/jax/issues/39880).
+    """
+    for path in folder.glob("*-cache"):
+        if not path.with_name(path.name.removesuffix("cache") + "atime").exists():
+            path.unlink(missing_ok=True)
