@@ -5,7 +5,7 @@
 runs on the devices that are there. Saves with and without the manifest take turns. The
 loop waits for `save` alone. A blocking save would take that and the background too:
 what the disk takes, and with the manifest also to read everything back and to hash it.
-Compare the ratios; other programs that run at the same time change all of it.
+Compare the ratios; if other programs run at the same time, those of processor time.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from mixer_jax.model import create_model
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.step import TrainState, init_state
+
+CLOCKS = (time.perf_counter, time.thread_time, time.process_time)
 
 
 class Plain(Checkpoints):
@@ -53,24 +55,34 @@ def main() -> None:
         f"{mesh.size} x {jax.default_backend()}; "
         f"{time.strftime('%Y-%m-%d')}"
     )
-    pauses: dict[type, list[float]] = {Plain: [], Checkpoints: []}
-    blocking: dict[type, list[float]] = {Plain: [], Checkpoints: []}
+    secs: dict[type, list[list[float]]] = {Plain: [], Checkpoints: []}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for kind in (Plain, Checkpoints) * (args.saves + 1):
             with kind(pathlib.Path(folder, kind.__name__), keep=1) as checkpoints:
-                start = time.perf_counter()
+                start, thread, cpu = (clock() for clock in CLOCKS)
                 checkpoints.save((checkpoints.latest_step() or 0) + 1, state)
-                pauses[kind].append(time.perf_counter() - start)
+                pause, thread_pause = time.perf_counter() - start, time.thread_time()
                 checkpoints.wait()
-                blocking[kind].append(time.perf_counter() - start)
-    plain, whole = (statistics.median(blocking[kind][1:]) for kind in blocking)
+                secs[kind].append(
+                    [
+                        pause,
+                        time.perf_counter() - start,
+                        thread_pause - thread,
+                        time.process_time() - cpu,
+                    ]
+                )
+    medians = {
+        kind: [statistics.median(x) for x in zip(*values[1:], strict=True)]
+        for kind, values in secs.items()  # the first save compiles
+    }
+    blocking, blocking_cpu = medians[Plain][1], medians[Plain][3]
     for kind, name in ((Plain, "without"), (Checkpoints, "with")):
-        pause = statistics.median(pauses[kind][1:])  # the first one compiles
+        pause, whole, pause_cpu, cpu = medians[kind]
         print(
-            f"{name:7} manifest: the loop waits {pause:.3f} s, "
-            f"{pause / plain:.1%} of a blocking save without it"
+            f"{name:7} manifest: the loop waits {pause:.3f} s of {whole:.2f} s "
+            f"({pause / blocking:.1%} of a blocking save without it); of processor "
+            f"time {pause_cpu:.3f} s of {cpu:.2f} s ({pause_cpu / blocking_cpu:.1%})"
         )
-    print(f"a blocking save: {plain:.2f} s without a manifest, {whole:.2f} s with it")
 
 
 if __name__ == "__main__":

@@ -300,8 +300,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args)
-        while True:
-            step = self.latest_step()
+        while (step := self.latest_step()) is not None:
             state = self._manager.restore(step, args=args)
             fault = _tell_all("to look at what it restored", self._fault(step, state))
             if not fault:
@@ -311,6 +310,7 @@ class Checkpoints:
                 _set_aside(self._workdir, step, fault)
             _use_newest(self._workdir)
             self._manager.reload()
+        raise DamagedError(f"There is no checkpoint in {self.path}.")
 
     def _fault(self, step: int, state: TrainState) -> str:
         """Returns what is wrong with arrays that were read; "" if nothing is."""

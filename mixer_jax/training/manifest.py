@@ -130,7 +130,7 @@ def hash_arrays(tree: Any) -> dict[str, str]:
 def _describe(array: Any) -> str:
     values = np.asarray(array)
     shape = ",".join(map(str, values.shape))
-    contents = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    contents = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     return f"{values.dtype}[{shape}] {hashlib.new(_HASH, contents).hexdigest()}"
 
 

@@ -198,7 +198,7 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, ma
             path.unlink()
         (folder / "20" / "default" / "manifest.ocdbt").unlink()
     (tmp_path / "damaged" / "final.npz").unlink()
-    first, second = finish(*start_two(tmp_path / "damaged", config), timeout=120)
+    first, second = finish(*start_two(tmp_path / "damaged", config))
     assert "Traceback" not in first + second
     assert first.count("is now 20.damaged") == 1
     assert "20.damaged" not in second
