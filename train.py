@@ -3,9 +3,25 @@
 python train.py --config configs/b16.py --workdir runs/b16
 """
 
+# ruff: noqa: E402 - what follows takes seconds to import, and a signal may come then
+import os
 import pathlib
 import re
+import signal
 import sys
+from typing import Any
+
+
+def _leave(number: int, frame: Any) -> None:
+    """Ends the program on a signal before its run, or after it."""
+    del frame
+    os.write(2, f"{signal.Signals(number).name}: no run to stop.\n".encode())
+    os._exit(os.EX_TEMPFAIL)  # see mixer_jax/training/stopping.py
+
+
+if __name__ == "__main__":
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, _leave)
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -18,6 +34,7 @@ from mixer_jax.run import config_file, trainer
 from mixer_jax.run.compiled import keep_compiled_programs
 from mixer_jax.training import processes
 from mixer_jax.training.logs import TRACEBACK_NOTE
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -60,10 +77,13 @@ def main(argv: list[str]) -> None:
         DatasetError,
         ImageError,
         CheckpointError,
+        trainer.WorkdirInUseError,
+        MetricsError,
         KeyboardInterrupt,
         OSError,
     ) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(processes.exit_status(error))
     except Exception as error:
         notes = getattr(error, "__notes__", [])  # JAX adds some too
         where = [note for note in notes if note.startswith(TRACEBACK_NOTE)]

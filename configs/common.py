@@ -119,6 +119,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Steps to trace for TensorBoard's profile plugin, after the first ones of a start:
     # tensorboard --logdir <workdir>/tensorboard. 0 for none.
     config.profile_steps = 0
+    # A run saves and leaves after so many seconds, as for a signal: its exit status is
+    # 75, and the same command continues it. Take the limit of the queue, less what a
+    # step and a save need. 0 for no limit.
+    config.max_run_secs = 0
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # devices that share one copy of the state

@@ -258,6 +258,59 @@ def test_an_unexpected_error_is_one_line_here_and_a_traceback_in_the_log(tmp_pat
     assert "ERROR RuntimeError: out of memory\nTraceback (most" in log.read_text()
 
 
+SIGNALLED = """
+import os, runpy, signal, sys
+moment = sys.argv[1]
+sys.argv[:2], sys.path[:0] = ["train.py"], ["."]
+
+def leave(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Finder:
+    def find_spec(self, name, *args):
+        if name == "jax":
+            leave()
+
+if moment == "imports":
+    sys.meta_path.insert(0, Finder())
+else:
+    from mixer_jax.run import trainer
+    original = getattr(trainer, moment)
+    def call(*args, **kwargs):
+        leave()
+        return original(*args, **kwargs)
+    setattr(trainer, moment, call)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "message"),
+    [
+        ("imports", "SIGTERM: no run to stop."),
+        ("open_data", "KeyboardInterrupt: SIGTERM before the first step. Nothing is"),
+        ("write_result", "SIGTERM: stopping after this step"),
+    ],
+)
+def test_status_of_a_run_that_a_signal_stops(tmp_path, moment, message):
+    """75, for a script that then puts the run back into a queue; 0 if it was done."""
+    _, *args = tiny_run(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SIGNALLED, moment, *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.returncode == (0 if moment == "write_result" else 75)
+    assert (tmp_path / "final.npz").exists() == (moment == "write_result")
+    assert not (tmp_path / "run.lock").exists()
+
+
 def test_workdir_is_named_after_the_config(tmp_path):
     for name in ("train.py", "configs", "mixer_jax"):
         (tmp_path / name).symlink_to(ROOT / name)

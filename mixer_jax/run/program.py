@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from mixer_jax.data.sizes import as_size
@@ -97,16 +98,10 @@ def build_program(
     platform = mesh.devices.flat[0].platform
     fields = for_platform(config, platform).model.to_dict()
     model = build_model(fields, num_classes)
-    schedule = create_schedule(
-        config.decay_type,
-        config.base_lr,
-        config.total_steps,
-        config.warmup_steps,
-        config.linear_end,
-    )
+    rate = schedule(config)
     tx = create_optimizer(
         config.optimizer,
-        schedule,
+        rate,
         grad_norm_clip=config.grad_norm_clip,
         optim_dtype=config.optim_dtype,
         weight_decay=config.weight_decay,
@@ -131,7 +126,7 @@ def build_program(
     train_step = make_train_step(
         model,
         tx,
-        schedule,
+        rate,
         loss_fn,
         accum_steps=config.accum_steps,
         label_smoothing=config.label_smoothing,
@@ -167,6 +162,21 @@ def build_program(
             abstract_state,
             on_state,
         ),
+    )
+
+
+def schedule(config: Config) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, counted from 0.
+
+    Args:
+      config: see configs/common.py; with durations in steps.
+    """
+    return create_schedule(
+        config.decay_type,
+        config.base_lr,
+        config.total_steps,
+        config.warmup_steps,
+        config.linear_end,
     )
 
 

@@ -8,15 +8,18 @@ that was not.
 
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import time
 
 import jax
 
+from mixer_jax.run.changes import check_length
 from mixer_jax.run.config import Config, ConfigError, flatten, in_steps
 from mixer_jax.run.data import Data, open_data, open_evals
-from mixer_jax.run.evaluators import open_evaluators
+from mixer_jax.run.evaluators import EvaluationStopped, open_evaluators
+from mixer_jax.run.lock import WorkdirInUseError, locked
 from mixer_jax.run.paths import comparable
 from mixer_jax.run.program import (
     build_program,
@@ -29,6 +32,8 @@ from mixer_jax.run.start import check_start, initial_state
 from mixer_jax.run.workdir import (
     check_same_data,
     open_workdir,
+    recorded_config,
+    workdir_path,
     write_description,
     write_result,
 )
@@ -39,17 +44,25 @@ from mixer_jax.training.agreement import (
     check_same_copies,
     describe_arrays,
 )
+from mixer_jax.training.background import quiet_orbax
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
 from mixer_jax.training.processes import (
+    TIME_LIMIT,
     RunStopped,
     first_process_first,
-    stop_signals,
+    stop_requests,
 )
 from mixer_jax.training.profiling import Profiler
 
-__all__ = ["ConfigError", "NonFiniteError", "RunStopped", "train_and_evaluate"]
+__all__ = [
+    "ConfigError",
+    "NonFiniteError",
+    "RunStopped",
+    "WorkdirInUseError",
+    "train_and_evaluate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -76,25 +89,30 @@ def train_and_evaluate(
         are not those that the run began with.
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the parameters to start from are not there or do not fit.
+      DamagedError: the run has checkpoints, and none is whole.
       NonFiniteError: loss or gradient are infinite or not a number.
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
-      RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+      RunStopped: SIGTERM, Ctrl-C or max_run_secs; the state has been saved.
+      KeyboardInterrupt: SIGTERM or Ctrl-C before the first step, or a second time.
+      WorkdirInUseError: another run writes into the workdir.
     """
     start_time = time.monotonic()
     check_processes(comparable(config))
     config, mesh = check_run(config)
-    config, notes = first_process_first(settings_of_source, config, workdir)
-    # Each host may have read a file of its own.
-    check_same("what the parameters to start from say", comparable(config))
-    workdir = open_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        deadline = start_time + (config.max_run_secs or math.inf)
+        stop_requested = enter(stop_requests(deadline))
+        config, notes = first_process_first(settings_of_source, config, workdir)
+        # Each host may have read a file of its own.
+        check_same("what the parameters to start from say", comparable(config))
+        enter(locked(workdir_path(workdir)))
+        workdir = open_workdir(config, workdir)
         enter(logging_to(workdir))
         for level, note in notes:
             logger.log(level, note)
         enter(jax.set_mesh(mesh))
-        stop_requested = enter(stop_signals())
         first_process_first(check_start, config, workdir)
         data = first_process_first(open_data, config)
         data = first_process_first(open_evals, data)
@@ -104,43 +122,58 @@ def train_and_evaluate(
         program = build_program(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
+        quiet_orbax(workdir / "checkpoints")
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
-        start_step = step = checkpoints.latest_step() or 0
         check_same(
             "model, optimizer and step",
-            {"step": start_step} | describe_arrays(program.abstract_state),
+            {"step": checkpoints.latest_step()}
+            | describe_arrays(program.abstract_state),
         )
-        if start_step:
+        recorded = recorded_config(workdir)
+        step = checkpoints.latest_step() or 0
+        check_length(config, recorded, len(data.train_source), step)
+        if checkpoints.latest_step() is not None:
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program, data.class_names, mesh)
+        start_step = step = checkpoints.latest_step() or 0  # restored
         check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
-        write_description(given_config, data, workdir)
-        evaluators = open_evaluators(config, data, program, mesh)
+        write_description(given_config, data, workdir, start_step)
+        evaluators = open_evaluators(
+            config, data, program, mesh, lambda: stop_requested(step)
+        )
         batches = enter(data.train_batches(start_step, mesh))
         reporter = enter(_open_reporter(config, data, workdir, checkpoints))
         profiler = enter(Profiler(workdir / "tensorboard", config.profile_steps))
         rng, results = step_rng(config, mesh), dict[str, dict[str, float]]()
 
-        while True:
-            is_last = step == config.total_steps
-            stopping = stop_requested(step)
-            due = stopping or is_last or step % config.checkpoint_every == 0
-            if due and step > start_step:
+        def save() -> None:
+            if step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
                     checkpoints.save(step, state, reporter.numbers())
-            if stopping and not is_last:  # what stops a run may not wait for evaluators
+
+        while True:
+            is_last = step == config.total_steps
+            reason = stop_requested(step)
+            if is_last or step % config.checkpoint_every == 0:
+                save()
+            try:
+                for evaluator in [] if reason else evaluators:
+                    # At start_step too: a run that ended there may not have evaluated.
+                    if is_last or evaluator.is_due(step):
+                        with reporter.paused():
+                            numbers = evaluator.run(state.params)
+                        reporter.report(step, evaluator.name, numbers)
+                        results[evaluator.name] = numbers
+            except EvaluationStopped as stopped:
+                (reason,) = stopped.args
+            if reason:
+                save()
                 checkpoints.wait()
-                raise RunStopped(step, config.total_steps, workdir)
-            for evaluator in evaluators:
-                # At start_step too: a run that ended there may not have evaluated.
-                if is_last or evaluator.is_due(step):
-                    with reporter.paused():
-                        numbers = evaluator.run(state.params)
-                    reporter.report(step, evaluator.name, numbers)
-                    results[evaluator.name] = numbers
+                _check_progress(config, reason, step - start_step)
+                raise RunStopped(step, config.total_steps, workdir, reason)
             if is_last:
                 break
             step += 1
@@ -158,10 +191,20 @@ def train_and_evaluate(
         return results["test"]
 
 
+def _check_progress(config: Config, reason: str, steps: int) -> None:
+    """Raises ConfigError if starts would follow each other without end."""
+    if reason == TIME_LIMIT and not steps:
+        raise ConfigError(
+            f"max_run_secs is {config.max_run_secs}, and this start has done no step "
+            "in that time: it read the data, compiled or evaluated. Nothing is lost. "
+            "Raise it, or set it to 0 for no limit."
+        )
+
+
 def _open_reporter(
     config: Config, data: Data, workdir: pathlib.Path, checkpoints: Checkpoints
-) -> contextlib.AbstractContextManager[Reporter]:
-    reporter = Reporter(
+) -> Reporter:
+    return Reporter(
         workdir,
         checkpoints,
         total_steps=config.total_steps,
@@ -170,4 +213,3 @@ def _open_reporter(
         every=config.progress_every,
         nonfinite_limit=config.nonfinite_limit,
     )
-    return contextlib.closing(reporter)

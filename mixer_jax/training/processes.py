@@ -25,10 +25,15 @@ import jax
 # through it can processes talk that have other devices or programs.
 from jax._src.distributed import global_state
 
-from mixer_jax.training.stopping import ProcessError, RunStopped
+from mixer_jax.training.stopping import (
+    TIME_LIMIT,
+    ProcessError,
+    RunStopped,
+    exit_status,
+)
 from mixer_jax.training.watch import Watch
 
-__all__ = ["ProcessError", "RunStopped"]
+__all__ = ["TIME_LIMIT", "ProcessError", "RunStopped", "exit_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -260,42 +265,54 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Makes SIGTERM and Ctrl-C a request to stop after the step; a second one acts.
+def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
+    """Makes SIGTERM, Ctrl-C and a deadline requests to stop; a second signal acts.
 
-    Several processes stop after the same step; see `Watch.stop_signals`. Python can set
-    a handler in the main thread only: in another one signals do what they did before.
+    Before the first call of what it yields a signal raises KeyboardInterrupt at once,
+    since there is nothing to save. Several processes stop at the same call; see
+    `Watch.stop_requests`. Python can set a handler in the main thread only: in another
+    one signals do what they did before.
+
+    Args:
+      deadline: of the run, by time.monotonic().
 
     Yields:
-      A function that returns whether the run is to stop, from the number of steps done.
+      A function that returns why the run is to stop, such as "SIGTERM", or "". It takes
+      the number of steps done.
     """
     watch = current()
     if watch is not None:
-        with watch.stop_signals() as stop_requested:
+        with watch.stop_requests(deadline) as stop_requested:
             yield stop_requested
         return
-    requested = threading.Event()
+    signalled, started = "", False
 
     def request(number: int, frame: Any) -> None:
         del frame
-        if requested.is_set():
+        nonlocal signalled
+        name = signal.Signals(number).name
+        if not started:
+            raise KeyboardInterrupt(f"{name} before the first step. Nothing is lost.")
+        if signalled:
             raise KeyboardInterrupt("Ended at once, without saving.")
-        requested.set()
+        signalled = name
         logger.info(
             "%s: stopping after this step. Once more to stop at once, without saving.",
-            signal.Signals(number).name,
+            name,
         )
 
-    def is_requested(step: int) -> bool:
+    def requested(step: int) -> str:
         del step
-        return requested.is_set()
+        nonlocal started
+        started = True
+        return signalled or (TIME_LIMIT if time.monotonic() > deadline else "")
 
     if threading.current_thread() is not threading.main_thread():
-        yield is_requested
+        yield requested
         return
     old = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield is_requested
+        yield requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -24,9 +24,11 @@ from jax.errors import JaxRuntimeError
 
 from mixer_jax.training.stopping import (
     ANSWER_SECS,
+    TIME_LIMIT,
     ProcessError,
     RunStopped,
     Stop,
+    exit_status,
     process_names,
 )
 from mixer_jax.training.store import Store
@@ -79,7 +81,8 @@ class Watch:
         self._failure: ProcessError | None = error  # later: of another process
         self._error: BaseException | None = None  # to be raised by the main thread
         self._last_words: BaseException | None = None  # if the main thread cannot
-        self._left = self._closed = self._done = False
+        self._left = self._closed = False
+        self._status = 1  # the program's, if it ends now
         self._end_at = self._leave_at = math.inf
         self._fail_at = time.monotonic() + limit_secs
         self._silence = 0.0
@@ -157,19 +160,25 @@ class Watch:
             pause = min(2 * pause, 0.5)
 
     @contextlib.contextmanager
-    def stop_signals(self) -> Iterator[Callable[[int], bool]]:
+    def stop_requests(self, deadline: float) -> Iterator[Callable[[int], str]]:
         """Makes the first signal a request to stop this run; see `Stop`.
 
+        Args:
+          deadline: of the run, by this process's time.monotonic(), a request too.
+
         Yields:
-          A function that returns whether all processes stop, from the number of steps
-          done. Call it in each process with every step. Before the first call a signal
-          ends the process at once, since there is nothing to save.
+          A function that returns why all processes stop, or "", from the number of
+          steps done. Call it in each process with every step, and equally often. Before
+          the first call a signal ends the process at once, since there is nothing to
+          save.
         """
         self._runs += 1
         stop = self._stop = self._new_stop()
 
-        def requested(step: int) -> bool:
+        def requested(step: int) -> str:
             self.doing = f"in step {step + 1}"
+            if time.monotonic() > deadline:
+                stop.ask(TIME_LIMIT)
             return stop.requested(step)
 
         try:
@@ -188,18 +197,29 @@ class Watch:
         """
         try:
             yield
-            self._done = True
-        except RunStopped:
-            raise
+            self._status = exit_status(None)
         except BaseException as error:
+            self._status = exit_status(error)
+            if isinstance(error, RunStopped):
+                raise
             self._leave(error)
-            if not isinstance(error, JaxRuntimeError):
+            # Where a process is gone, CPU devices raise a ValueError of Gloo's text.
+            if not (isinstance(error, JaxRuntimeError) or "Gloo" in str(error)):
                 raise
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
                 f"see its message. {_RESTART}"
             ) from error
+
+    def end(self, error: BaseException) -> None:
+        """Ends this process with an error that another thread than the main one found.
+
+        The other processes are told, as they may wait for what failed here.
+        """
+        self._tell(error)
+        # They end before: process 0 serves the store, and JAX aborts without it.
+        self._end(error, time.monotonic() + SHUTDOWN_SECS)
 
     def _wait_at_end(self) -> None:
         """Waits for all processes, as JAX ends them soon after one has gone."""
@@ -239,7 +259,7 @@ class Watch:
         """Raises `error` in the main thread, and ends the process if it is stuck."""
         if self._end_at == math.inf:
             self._error, self._last_words, self._end_at = error, error, end_at
-            self._done = False
+            self._status = exit_status(error)
             if self._handlers:  # a true signal, as it also ends a system call
                 self._own_signal = True
                 signal.pthread_kill(self._main_thread, signal.SIGTERM)
@@ -259,7 +279,7 @@ class Watch:
             telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(0.8)  # process 0 may not answer
-        os._exit(0 if self._done else 1)
+        os._exit(self._status)
 
     def _watch_signals(self) -> None:
         """Ends waits: on signals, when time is over, when another process failed."""
@@ -275,9 +295,11 @@ class Watch:
             elif self._failure and now > self._fail_at:
                 self._end(self._failure, now + LEAVE_SECS)
             elif self._stop.is_late():
+                # What ends a process that was asked to stop is no failure of its own.
+                kind = KeyboardInterrupt if self._stop.signal else ProcessError
                 self._end(
-                    ProcessError(
-                        f"A signal asked this run to stop while {self.doing}, and "
+                    kind(
+                        f"This run was asked to stop while {self.doing}, and "
                         f"{process_names(self._stop.unanswered)} did not answer. "
                         f"Nothing was saved. {_RESTART}"
                     ),
@@ -322,6 +344,7 @@ class Watch:
                 self._store.write(f"alive/{self.index}", str(time.monotonic()))
                 alive = self._store.read("alive/") if silence else {}
                 ended = self._store.read("ended/")
+                ended.pop(self.index, None)
                 self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)

@@ -123,6 +123,7 @@ WRONG = [
     ("keep_checkpoints", 0),
     ("progress_every", 0),
     ("profile_steps", -1),
+    ("max_run_secs", -1),
     ("mesh.fsdp", 0),
     ("init_from", 3),
     ("label_key", 1),

@@ -1,6 +1,8 @@
 """Whole runs of a shrunken configs/digits.py."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -16,6 +18,7 @@ import pytest
 from configs import common, digits
 from mixer_jax.data import pipeline
 from mixer_jax.run import evaluators, trainer
+from mixer_jax.training import processes
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.weights.npz import read_checkpoint
 
@@ -173,6 +176,7 @@ def test_a_run_that_was_stopped_writes_the_rows_of_one_that_was_not(tmp_path):
     trainer.train_and_evaluate(config, tmp_path / "whole")
     with killed_at(9):
         trainer.train_and_evaluate(config, tmp_path / "older")
+    (tmp_path / "older" / "checkpoints" / "8" / "manifest.json").unlink()
     path = tmp_path / "older" / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
     assert metadata["custom_metadata"]["steps"] == 3  # 6 to 8
@@ -300,19 +304,130 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, whole, caps
     assert "This run is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    # But a result that is cut off is written again.
+    final = tmp_path / "final.npz"
+    contents = final.read_bytes()
+    final.write_bytes(contents[: len(contents) // 2])
+    assert trainer.train_and_evaluate(tiny_config(), tmp_path) == expected
+    assert final.read_bytes() == contents
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    output = capsys.readouterr().out
+    assert output.count(f"{final} of {len(contents) // 2:,} bytes is cut off") == 1
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path, capsys):
+    config = tiny_config()
+    trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(11):
+        trainer.train_and_evaluate(config, tmp_path / "damaged")
+    assert saved_steps(tmp_path / "damaged") == [3, 6, 9]
+    folder = tmp_path / "damaged" / "checkpoints"
+    (folder / "9" / "default" / "manifest.ocdbt").write_bytes(b"")
+    capsys.readouterr()
+    trainer.train_and_evaluate(config, tmp_path / "damaged")
+    output = capsys.readouterr().out
+    assert "9 is damaged: default/manifest.ocdbt has 0 bytes, expected" in output
+    assert output.count("warning") == 1
+    assert "from the checkpoint of step 6" in output
+    assert (folder / "9.damaged").exists()
+    assert_bit_equal(
+        final_params(tmp_path / "damaged"), final_params(tmp_path / "whole")
+    )
+    assert untimed(tmp_path / "damaged") == untimed(tmp_path / "whole")
+
+
+def untimed(workdir):
+    return [
+        {name: x for name, x in row.items() if name != "train/images_per_sec"}
+        for row in rows(workdir)
+    ]
+
+
+def stop_at_call(monkeypatch, number):
+    """A request to stop is seen when a run asks for it the `number`th time."""
+    calls = itertools.count(1)
+    requests = lambda step: "SIGTERM" if next(calls) >= number else ""
+    monkeypatch.setattr(
+        trainer, "stop_requests", lambda deadline: contextlib.nullcontext(requests)
+    )
 
 
 def test_stop_saves_and_does_not_evaluate(tmp_path, monkeypatch):
-    calls = []
-    stopping = contextlib.nullcontext(lambda step: calls.append(1) or len(calls) > 6)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "stop_signals", lambda: stopping)
+        stop_at_call(patch, 7)
         patch.setattr(evaluators, "evaluate", raise_killed)
-        with pytest.raises(trainer.RunStopped, match="Stopped at step 6 of 12"):
+        with pytest.raises(
+            trainer.RunStopped, match="Stopped at step 6 of 12 by SIGTERM"
+        ):
             trainer.train_and_evaluate(tiny_config(), tmp_path)
     assert saved_steps(tmp_path) == [3, 6]
     trainer.train_and_evaluate(tiny_config(), tmp_path)
     assert [row["step"] for row in rows(tmp_path) if "test/top1" in row] == [6, 12]
+
+
+def test_stop_does_not_wait_for_the_end_of_an_evaluation(tmp_path, monkeypatch):
+    """It is seen before each batch: 6 to test on, and 23 and 6 of the probe."""
+    config = tiny_config(checkpoint_every=4)
+    common.add_evaluator(config, "probe", type="fewshot", every=6, shots=(1000,))
+    expected = trainer.train_and_evaluate(config, tmp_path / "whole")
+    run = tmp_path / "stopped"
+    # In the test and the probe of step 6, which is not due to be saved; then at 12.
+    for call, step, saved in (9, 6, [4, 6]), (12, 6, [4, 6]), (45, 12, [6, 8, 12]):
+        with monkeypatch.context() as patch:
+            stop_at_call(patch, call)
+            with pytest.raises(trainer.RunStopped, match=f"Stopped at step {step} of"):
+                trainer.train_and_evaluate(config, run)
+        assert saved_steps(run) == saved
+        assert "probe/1000shot" not in rows(run)[-1]
+        assert not (run / "final.npz").exists()
+    assert trainer.train_and_evaluate(config, run) == expected
+    assert names_by_row(run) == names_by_row(tmp_path / "whole")
+    assert_bit_equal(final_params(run), final_params(tmp_path / "whole"))
+
+
+def test_a_limit_of_time_stops_a_run_which_goes_on(tmp_path, monkeypatch):
+    """Time is counted in the steps that are done: one of them takes ten minutes."""
+    steps = 0
+    original = trainer.build_program
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return 600.0 * steps
+
+    def build(*args, **kwargs):
+        program = original(*args, **kwargs)
+
+        def train_step(*args):
+            nonlocal steps
+            steps += 1
+            return program.train_step(*args)
+
+        return dataclasses.replace(program, train_step=train_step)
+
+    monkeypatch.setattr(trainer, "build_program", build)
+    for module in (trainer, processes):
+        monkeypatch.setattr(module, "time", Clock)
+    config = tiny_config(max_run_secs=2 * 600 + 1)
+    message = "Stopped at step 3 of 12 by max_run_secs"
+    with pytest.raises(trainer.RunStopped, match=message):
+        trainer.train_and_evaluate(config, tmp_path)
+    assert saved_steps(tmp_path) == [3]
+    message = "Stopped at step 6 of 12 by max_run_secs"
+    with pytest.raises(trainer.RunStopped, match=message):
+        trainer.train_and_evaluate(config, tmp_path)
+    config.max_run_secs = 0
+    trainer.train_and_evaluate(config, tmp_path)
+    train = [row["step"] for row in rows(tmp_path) if "train/loss" in row]
+    assert train == list(range(1, 13))
+
+
+def test_a_limit_of_time_that_no_start_can_keep_is_an_error(tmp_path, monkeypatch):
+    """Else a queue would start it again without end."""
+    requests = contextlib.nullcontext(lambda step: "max_run_secs")
+    monkeypatch.setattr(trainer, "stop_requests", lambda deadline: requests)
+    with pytest.raises(trainer.ConfigError, match="max_run_secs is 1, and this start"):
+        trainer.train_and_evaluate(tiny_config(max_run_secs=1), tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -343,9 +458,8 @@ def test_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
 
 
 def test_stop_before_the_first_step(tmp_path, monkeypatch):
-    stopping = contextlib.nullcontext(lambda step: True)
-    monkeypatch.setattr(trainer, "stop_signals", lambda: stopping)
-    with pytest.raises(trainer.RunStopped, match="before the first step"):
+    stop_at_call(monkeypatch, 1)
+    with pytest.raises(trainer.RunStopped, match="by SIGTERM before the first step"):
         trainer.train_and_evaluate(tiny_config(), tmp_path)
     assert not any((tmp_path / "checkpoints").iterdir())
 
@@ -353,12 +467,13 @@ def test_stop_before_the_first_step(tmp_path, monkeypatch):
 def test_another_config_is_refused_and_changes_nothing(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    config = tiny_config(base_lr=0.5, **{"pp.flip": True})
+    config = tiny_config(base_lr=0.5, eval_every=3, **{"pp.flip": True})
     with pytest.raises(trainer.ConfigError) as error:
         trainer.train_and_evaluate(config, tmp_path)
     message = str(error.value)
     assert "base_lr: 0.003 there, 0.5 now" in message
     assert "pp.flip: False there, True now" in message
+    assert "eval_every: 6 there, 3 now (may change)" in message
     assert "total_steps" not in message
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
@@ -405,7 +520,7 @@ def test_an_error_of_the_run_is_raised_though_its_last_save_fails_too(
     assert closed
     log = (tmp_path / "train.log").read_text()
     for text in (capsys.readouterr().out, log):
-        assert "could not be saved either: OSError: [Errno 28] No space left" in text
+        assert "could not be saved either: DiskError: " in text
     assert "NonFiniteError: Step 1: the loss on test is nan" in log
 
 
@@ -502,19 +617,89 @@ def test_linear_probe_trains_the_head_alone_and_resumes(tmp_path):
     assert_bit_equal(final, start)
 
 
-def test_what_the_result_does_not_depend_on_may_change(tmp_path, whole):
-    expected = whole[1]
+def test_what_the_result_does_not_depend_on_may_change_and_is_written_down(
+    tmp_path, whole
+):
+    config = tiny_config(progress_every=5)
+    common.add_evaluator(config, "train_too", split="train[:64]")
+    changed = config.copy_and_resolve_references()
+    changes = {
+        "batch_eval": [64, 128],
+        "checkpoint_every": [3, 4],
+        "eval_every": [6, 4],
+        "evals.train_too.every": [0, 3],
+        "keep_checkpoints": [3, 1],
+        "max_run_secs": [0, 10_000],
+        "prefetch": [2, 1],
+        "profile_steps": [0, 1],
+        "progress_every": [5, 4],
+    }
+    changed.update_from_flattened_dict({key: new for key, (_, new) in changes.items()})
+    losses, run = list(train_losses(whole[0]).values()), tmp_path / "killed"
     with killed_at(7):
-        trainer.train_and_evaluate(tiny_config(), tmp_path / "killed")
-    changed = tiny_config(
-        keep_checkpoints=1,
-        prefetch=1,
-        progress_every=2,
-        profile_steps=1,
-        **{"mesh.fsdp": 2},
-    )
-    results = trainer.train_and_evaluate(changed, tmp_path / "killed")
-    assert results["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        trainer.train_and_evaluate(config, run)
+    results = trainer.train_and_evaluate(changed, run)
+    assert_bit_equal(final_params(run), final_params(whole[0]))
+    assert results == pytest.approx(whole[1], rel=1e-6)
+    # A row still is the mean over the steps since the last one, of 3 after the change.
+    assert train_losses(run) == {
+        stop: sum(losses[stop - count : stop]) / count
+        for stop, count in ((5, 5), (8, 3), (12, 4))
+    }
+    found = {n: [r["step"] for r in rows(run) if n in r] for n in TESTED}
+    assert found == {"test/loss": [6, 8, 12], "train_too/loss": [6, 9, 12]}
+    assert saved_steps(run) == [12]
+    (entry,) = json.loads((run / "config.json").read_text())["history"]
+    assert entry["step"] == 6
+    assert entry["changed"] == changes
+    changed.mesh.fsdp = 2
+    trainer.train_and_evaluate(changed, run)
+    history = json.loads((run / "config.json").read_text())["history"]
+    assert history[0] == entry
+    assert [x["changed"] for x in history[1:]] == [{"mesh.fsdp": [1, 2]}]
+    trainer.train_and_evaluate(changed, run)  # which changes nothing
+    assert json.loads((run / "config.json").read_text())["history"] == history
+
+
+TESTED = ("test/loss", "train_too/loss")
+
+
+def train_losses(workdir):
+    return {r["step"]: r["train/loss"] for r in rows(workdir) if "train/loss" in r}
+
+
+def constant(**overrides):
+    return tiny_config(decay_type="constant", **overrides)
+
+
+@pytest.mark.parametrize(
+    "unit", ["steps", pytest.param("epochs", marks=pytest.mark.slow)]
+)
+def test_a_longer_run_continues_one_whose_schedule_is_the_same(tmp_path, unit):
+    """Finished or not, it ends as one that had this length from the start."""
+    if unit == "steps":
+        short, long = constant(total_steps=6), constant(total_steps=12)
+    else:
+        epoch = 1433 / 16
+        short, long = (
+            constant(total_steps=0, total_epochs=steps / epoch) for steps in (6, 12)
+        )
+    expected = trainer.train_and_evaluate(long, tmp_path / "whole")
+    run = tmp_path / "short"
+    trainer.train_and_evaluate(short, run)
+    with killed_at(10):
+        trainer.train_and_evaluate(long, run)
+    assert not (run / "final.npz").exists()  # which would look like the result
+    assert trainer.train_and_evaluate(long, run) == expected
+    assert_bit_equal(final_params(run), final_params(tmp_path / "whole"))
+    assert train_losses(run) == train_losses(tmp_path / "whole")
+    (entry,) = json.loads((run / "config.json").read_text())["history"]
+    assert (entry["step"], *entry["changed"]) == (6, f"total_{unit}")
+    before = (run / "config.json").read_text()
+    with pytest.raises(trainer.ConfigError, match=r"and now 6\. Step 12 is done"):
+        trainer.train_and_evaluate(short, run)
+    assert (run / "config.json").read_text() == before
+    assert (run / "final.npz").exists()
 
 
 def test_evaluation_of_an_image_with_several_labels_is_as_before(tmp_path, tfds_dir):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from mixer_jax.files import DiskError
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.processes import RunStopped
 
@@ -54,11 +55,12 @@ def test_names_that_are_not_in_utf8_are_shown_and_logged(tmp_path, monkeypatch):
 
 
 def test_a_stop_is_no_error(tmp_path):
-    for error in (RunStopped(7, 12, tmp_path), KeyboardInterrupt("Ended at once.")):
+    stopped = RunStopped(7, 12, tmp_path, "SIGTERM")
+    for error in (stopped, KeyboardInterrupt("Ended at once.")):
         with pytest.raises(type(error)):
             run(tmp_path, error)
     log = (tmp_path / "train.log").read_text()
-    assert "INFO RunStopped: Stopped at step 7 of 12. The same command" in log
+    assert "INFO RunStopped: Stopped at step 7 of 12 by SIGTERM. The same" in log
     assert "INFO KeyboardInterrupt: Ended at once." in log
     assert "Traceback" not in log
 
@@ -73,3 +75,26 @@ def test_pythons_warnings_are_in_the_log_and_on_the_console(tmp_path, capsys):
     assert "UserWarning: these images are odd" in log
     assert "warning: " in capsys.readouterr().out
     assert warnings.showwarning is shown
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_the_run_goes_on(tmp_path, capfd):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with logging_to(tmp_path):
+        logger.info("a line")
+        logger.info("another")
+    found = capfd.readouterr()
+    assert found.out.endswith("a line\nanother\n")
+    assert found.err == (
+        f"warning: {tmp_path / 'train.log'} cannot be written: No space left on device."
+        " The run goes on without it.\n"
+    )
+
+
+def test_a_full_disk_is_one_message_and_names_no_log_that_does_not_have_it(
+    tmp_path, capfd
+):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with pytest.raises(DiskError) as caught, logging_to(tmp_path):
+        raise DiskError("checkpoints cannot be written")
+    assert not hasattr(caught.value, "__notes__")
+    assert capfd.readouterr().err.count("\n") == 1  # from the first line of the log

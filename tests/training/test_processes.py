@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,7 +158,8 @@ def test_two_processes_train_as_one_does_and_write_everything_once(
 
 def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
     config = config.copy_and_resolve_references()
-    config.update(total_steps=100_000, eval_every=100_000, checkpoint_every=100_000)
+    # Most of the time is spent in evaluations, which are not waited for.
+    config.update(total_steps=100_000, eval_every=1, checkpoint_every=100_000)
     stopped_at = [0]
     for attempt in range(2):
         runs = start_two(tmp_path, config)
@@ -170,12 +172,44 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
         outputs = finish(*runs)
         stopped_at.append(max(int(p.name) for p in tmp_path.glob("checkpoints/*")))
         for run, output in zip(runs, outputs, strict=True):
-            assert run.returncode == 1
-            assert f"RunStopped: Stopped at step {stopped_at[-1]} of 100000" in output
+            assert run.returncode == 75
+            message = (
+                f"RunStopped: Stopped at step {stopped_at[-1]} of 100000 by SIGTERM"
+            )
+            assert message in output
     first, second = stopped_at[1:]
     assert second > first
     assert list(train_losses(tmp_path)) == list(range(1, second + 1))
     assert f"from the checkpoint of step {first}" in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manifest", [True, False])
+def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, manifest):
+    whole = finish(*start_two(tmp_path / "whole", config))
+    assert "Done" in whole[0], whole
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    folder = tmp_path / "damaged" / "checkpoints"
+    if manifest:
+        part = next((folder / "20" / "default" / "ocdbt.process_0" / "d").iterdir())
+        part.write_bytes(bytes(part.stat().st_size))
+    else:  # as in an older run
+        for path in folder.glob("*/manifest.json"):
+            path.unlink()
+        (folder / "20" / "default" / "manifest.ocdbt").unlink()
+    (tmp_path / "damaged" / "final.npz").unlink()
+    first, second = finish(*start_two(tmp_path / "damaged", config), timeout=120)
+    assert "Traceback" not in first + second
+    assert first.count("is now 20.damaged") == 1
+    assert "20.damaged" not in second
+    assert "from the checkpoint of step 10" in first
+    assert {x.name for x in folder.iterdir()} == {"10", "20", "20.damaged"}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(tmp_path / "damaged"),
+        final_params(tmp_path / "whole"),
+    )
+    assert train_losses(tmp_path / "damaged") == train_losses(tmp_path / "whole")
 
 
 def test_both_processes_end_soon_when_one_fails(config, tmp_path):

@@ -26,7 +26,7 @@ def test_a_signal_ends_a_process_that_connects(tmp_path):
         run.send_signal(signal.Signals[name])
     outputs = finish(*runs.values(), timeout=10)
     for output, (name, run) in zip(outputs, runs.items(), strict=True):
-        assert run.returncode == 1
+        assert run.returncode == 75
         assert f"KeyboardInterrupt: {name} while connecting the 2 processes" in output
 
 
@@ -47,7 +47,7 @@ try:
             processes.first_process_first(prepare)
         import numpy as np
         from jax.experimental import multihost_utils
-        with processes.stop_signals() as stop_requested:
+        with processes.stop_requests() as stop_requested:
             for step in range(100_000):
                 if stop_requested(step):
                     sys.exit(f"stopped at {step}")
@@ -58,7 +58,8 @@ try:
                     print("ready", flush=True)
                 time.sleep(0.01)
 except (processes.ProcessError, KeyboardInterrupt) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    print(f"{type(error).__name__}: {error}")
+    sys.exit(processes.exit_status(error))
 """
 
 
@@ -81,7 +82,7 @@ def test_a_signal_ends_a_process_that_waits_for_the_first_ones_turn():
     )
     (output,) = finish(first, timeout=20)
     assert output.startswith("ProcessError: Process 1 ended with KeyboardInterrupt: ")
-    assert first.returncode == second.returncode == 1
+    assert (first.returncode, second.returncode) == (1, 75)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_a_process_that_waits_in_a_step_for_one_that_is_suspended(suspended, num
     finally:
         runs[suspended].kill()
         finish(runs[suspended])
-    assert waiting.returncode == 1
+    assert waiting.returncode == (75 if number else 1)
     if number:
-        assert "A signal asked this run to stop while in step" in output
+        assert "This run was asked to stop while in step" in output
         assert f"process {suspended} did not answer" in output
     else:
         assert f"Nothing was heard of process {suspended} for 4 s, while" in output
@@ -129,6 +130,7 @@ def test_a_second_signal_does_not_wait_for_the_step():
     assert first.poll() is None
     first.send_signal(signal.SIGTERM)
     outputs = finish(first, second, timeout=20)
+    assert (first.returncode, second.returncode) == (75, 1)
     assert (
         outputs[0] == "KeyboardInterrupt: SIGTERM while in step 3. Nothing was saved.\n"
     )
@@ -152,12 +154,12 @@ watch.POLL_SECS, stopping.ANSWER_SECS = 0.2, 3.0
 watch.FAIL_SECS = watch.SHUTDOWN_SECS = 1.0
 
 def run(total_steps, close_secs=0):
-    with processes.stop_signals() as stop_requested:
+    with processes.stop_requests() as stop_requested:
         for step in range(total_steps):
             if stop_requested(step):
                 print("saves", flush=True)
                 time.sleep(close_secs)
-                raise processes.RunStopped(step, total_steps, "here")
+                raise processes.RunStopped(step, total_steps, "here", "a signal")
             time.sleep(0.01)
             if step == 2:
                 print("ready", flush=True)
@@ -179,7 +181,8 @@ try:
     time.sleep(3 * (index == "0"))
     print("done")
 except (processes.ProcessError, processes.RunStopped, KeyboardInterrupt) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    print(f"{type(error).__name__}: {error}")
+    sys.exit(processes.exit_status(error))
 """
 
 
@@ -203,7 +206,7 @@ def test_a_run_that_stops_may_close_slowly_and_get_its_signal_late(late):
     for run, output in zip(runs, finish(*runs, timeout=20), strict=True):
         assert output.startswith("RunStopped: Stopped at step "), output
         assert len(output.splitlines()) == 1, output
-        assert run.returncode == 1
+        assert run.returncode == 75
 
 
 def test_a_program_computes_on_after_its_run():
