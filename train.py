@@ -34,6 +34,7 @@ from mixer_jax.run import config_file, trainer
 from mixer_jax.run.compiled import keep_compiled_programs
 from mixer_jax.training import processes
 from mixer_jax.training.logs import TRACEBACK_NOTE
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
         ImageError,
         CheckpointError,
         trainer.WorkdirInUseError,
+        MetricsError,
         KeyboardInterrupt,
         OSError,
     ) as error:

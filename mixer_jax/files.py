@@ -1,26 +1,93 @@
-"""Files and folders are written whole or not at all."""
+"""Files and folders are written whole or not at all, and errors say what to do."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+
+_PARTIAL = ".partial"  # ends the name of what is not yet whole
+
+# What to do about the errors of a disk, by number; those of a network are others.
+_ADVICE = {
+    errno.ENOSPC: "Make room on that disk",
+    errno.EDQUOT: "Make room on that disk, or ask for a higher quota",
+    errno.EFBIG: "Raise the limit on the size of files",
+    errno.ENOENT: "Its folder was removed, or its disk was taken away: bring it back",
+    errno.ENOTDIR: "A file lies where a folder is expected: move it away",
+    errno.EEXIST: "A file lies where a folder is expected: move it away",
+    errno.EACCES: "Make its folder writable, or take another one",
+    errno.EPERM: "Make its folder writable, or take another one",
+    errno.EROFS: "Make its disk writable, or take another one",
+    errno.EIO: "See to its disk",
+    errno.ESTALE: "See to its disk",
+    errno.ENODEV: "See to its disk",
+}
 
 
 class FileError(ValueError):
     """A path that cannot be written to."""
 
 
+class DiskError(OSError):
+    """A file or folder that cannot be written, as when the disk is full."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what a disk refuses inside the block into a DiskError.
+
+    Args:
+      path: of the file or folder that is written, for the message. An OSError about a
+        path elsewhere is left as it is.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        number, name = _number_and_name(error)
+        is_here = (name or str(path)).startswith(str(path))
+        if number not in _ADVICE or not is_here:
+            raise
+        raise DiskError(
+            f"{path} cannot be written: {os.strerror(number)}. {_ADVICE[number]}; then "
+            "give the same command again."
+        ) from error
+
+
+def _number_and_name(error: Exception) -> tuple[int, str]:
+    """Returns number and path of an error of the system; of another one 0 and ""."""
+    if isinstance(error, OSError):
+        return error.errno or 0, os.fsdecode(error.filename or "")
+    # Orbax writes with TensorStore, which raises ValueErrors with this text.
+    found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return (int(found[1]) if found else 0), ""
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what a process that was killed left half-written in a folder."""
+    for path in folder.glob(f"*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write, and moves it there if all goes well."""
-    path, partial = _path_and_partial(path)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Gives a file beside `path` to write, and moves it there if all goes well.
+
+    Raises:
+      DiskError: the file cannot be written.
+    """
+    with writing(path):
+        path, partial = _path_and_partial(path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -35,7 +102,15 @@ def replace_folder_when_whole(
 
     Raises:
       FileError: `path` is a URL, a file, or a folder that may not be replaced.
+      DiskError: it cannot be written.
     """
+    with writing(path):
+        yield from _replace_folder(path, may_replace)
+
+
+def _replace_folder(
+    path: str | os.PathLike[str], may_replace: Callable[[pathlib.Path], bool]
+) -> Iterator[pathlib.Path]:
     path, partial = _path_and_partial(path)
     if path.exists() and not path.is_dir():
         raise FileError(f"{path} is a file, expected a folder or nothing.")
@@ -68,4 +143,12 @@ def _path_and_partial(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: hosts that share a disk may share those too.
-    return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    return path, path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+
+
+def most_array_bytes(size: int) -> int:
+    """Returns how large the arrays in a file of `size` bytes may be, to be read.
+
+    A thousand times as many zeros can be packed into it, but parameters cannot.
+    """
+    return 3 * size + 96 * 2**20

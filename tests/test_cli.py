@@ -114,6 +114,36 @@ def test_a_run_that_is_going_on_is_read_at_its_newest_checkpoint(
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_a_run_whose_files_are_damaged_is_read_where_it_is_whole(
+    mixer_jax, run, tmp_path, caplog
+):
+    workdir, results = run
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    final = copy / "final.npz"
+    final.write_bytes(final.read_bytes()[:-1000])
+    status, output, _ = mixer_jax("evaluate", copy)
+    assert (status, len(caplog.messages)) == (0, 1)
+    assert f"top-1      {results['top1']:.2%}" in output
+    assert f"{final} of" in caplog.text
+    assert "The newest whole checkpoint is read instead" in caplog.text
+
+    shutil.copytree(copy / "checkpoints" / "100", copy / "checkpoints" / "150")
+    (copy / "checkpoints" / "150" / "default" / "_METADATA").write_text("{}")
+    caplog.clear()
+    assert mixer_jax("evaluate", copy)[:2] == (0, output)
+    assert len(caplog.messages) == 2
+    assert "150 is damaged: default/_METADATA has 2 bytes" in caplog.text
+
+    (copy / "checkpoints" / "100" / "default" / "_METADATA").write_text("{}")
+    status, _, messages = mixer_jax("evaluate", copy)
+    assert status == 1
+    assert "DamagedError: All checkpoints in" in messages
+    shutil.rmtree(copy / "checkpoints")
+    status, _, messages = mixer_jax("evaluate", copy)
+    assert status == 1
+    assert f"CheckpointError: {final} of" in messages
+
+
 @pytest.mark.parametrize("ending", ["stablehlo", "onnx"])
 def test_exported_file_classifies_as_predict_does(
     mixer_jax, run, pictures, tmp_path, ending

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mixer_jax"
 # Each part of the package, a folder or a module beside them, may import those of the
 # rows above its own.
 LAYERS = [
-    {"variants", "blocks", "files", "data"},
+    {"variants", "blocks", "files", "json_files", "data"},
     {"model"},
     {"weights", "training"},
     {"evaluation"},

@@ -21,6 +21,7 @@ from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.files import FileError
 from mixer_jax.run.compiled import keep_compiled_programs
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.export import ExportError
 from mixer_jax.weights.layout import CheckpointError
 
@@ -50,6 +51,7 @@ def main() -> None:
         FileError,
         ImageError,
         UsageError,
+        MetricsError,
         MemoryError,
         OSError,
     ) as error:

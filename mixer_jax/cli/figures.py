@@ -1,9 +1,8 @@
 """Figures of runs and models: plot runs, plot weights, plot mixing."""
 
 import dataclasses
-import logging
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -11,7 +10,7 @@ from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, plot_app
 from mixer_jax.cli.models import Flags, ImageSize, Model
-from mixer_jax.data.dataset import DatasetError, Example, Source
+from mixer_jax.data.dataset import DatasetError, Example, Source, readable
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.names import printable
 from mixer_jax.data.walk import find_images
@@ -19,8 +18,6 @@ from mixer_jax.run.loading import LoadedModel, load_model, open_test_split
 from mixer_jax.visualize.files import check_figure_path, save_figure
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.published import without_secrets
-
-logger = logging.getLogger(__name__)
 
 MAX_IMAGES = 512  # a B/16 takes about a minute for them on a laptop
 
@@ -152,15 +149,5 @@ def _images_to_compare(
         return None
     count = min(len(source), MAX_IMAGES)
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    return _readable(
-        source[i] for i in tqdm(chosen, unit=" images", disable=None, leave=False)
-    )
-
-
-def _readable(examples: Iterable[Example]) -> Iterator[np.ndarray]:
-    """Yields the images that can be read, and warns of the others."""
-    for example in examples:
-        try:
-            yield example.pixels()
-        except ImageError as error:
-            logger.warning("skipping %s: %s", printable(example.name), error)
+    shown = tqdm(chosen, unit=" images", disable=None, leave=False)
+    return (pixels for _, pixels in readable(source[i] for i in shown))

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from mixer_jax.data.dataset import NO_LABEL, Source
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.pipeline import NUM_THREADS
@@ -51,7 +53,7 @@ def check_images(split: str, source: Source) -> Iterator[Checked]:
         except ImageError as error:
             return Checked(split, labels, name, error=str(error))
         height, width = image.shape[:2]
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16)
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
         digest.update(f"{width} x {height}".encode())
         return Checked(split, labels, name, width, height, digest.digest())
 

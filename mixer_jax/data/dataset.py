@@ -10,12 +10,12 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mixer_jax.data.decode import decode, read_file
+from mixer_jax.data.decode import ImageError, decode, read_file
 from mixer_jax.data.names import printable
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,15 @@ class Example(NamedTuple):
         if isinstance(self.image, bytes):
             return decode(self.image, name=self.name)
         return decode(read_file(self.image), upright=True, name=self.name)
+
+
+def readable(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray]]:
+    """Gives the examples that can be read, with their pixels; warns of the others."""
+    for example in examples:
+        try:
+            yield example, example.pixels()
+        except ImageError as error:
+            logger.warning("skipping %s: %s", printable(example.name), error)
 
 
 class Source(Protocol):

@@ -1,13 +1,18 @@
 """From the contents of an image file to pixels."""
 
+import errno
 import logging
+import os
 import pathlib
+import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
+from mixer_jax.data.declared import check_size
 from mixer_jax.data.formats import (
     ImageError,
     check_whole,
@@ -31,32 +36,61 @@ silence(0)
 
 # Errors that a second attempt does not mend; others may be those of a network disk.
 _LASTING = (
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
 )
 
 _said: set[str] = set()  # what is said once, of the first file
+
+
+class ImageFileError(ImageError):
+    """The file of an image cannot be read, whatever is in it."""
+
+
+def open_image(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file, and nothing else: a pipe would wait, a device may have no end.
+
+    Raises:
+      OSError: it cannot be opened.
+      ImageError: it is no file, or larger than OpenCV reads.
+    """
+
+    def at_once(path: str, flags: int) -> int:  # a pipe too
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=at_once)  # noqa: SIM115
+    about = os.fstat(file.fileno())
+    if stat.S_ISREG(about.st_mode) and about.st_size < 2**31:
+        return file
+    file.close()
+    raise ImageError(
+        f"{about.st_size:,} bytes; OpenCV reads files of less than 2 GiB"
+        if stat.S_ISREG(about.st_mode)
+        else "a pipe or device, and no file"
+    )
 
 
 def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
     """Returns a file's contents; after a failure waits and tries again.
 
     Raises:
-      ImageError: it cannot be read.
+      ImageFileError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        with open_image(path) as file:
+            return file.read()
     except OSError as error:
-        if not wait_secs or isinstance(error, _LASTING):
-            raise ImageError(error.strerror or str(error)) from error
+        if not wait_secs or error.errno in _LASTING:
+            raise ImageFileError(error.strerror or str(error)) from error
     time.sleep(wait_secs[0])
     return read_file(path, wait_secs[1:])
 
 
 def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.ndarray:
-    """Decodes JPEG, PNG, WebP, BMP, GIF, TIFF and the other formats that OpenCV reads.
+    """Decodes JPEG, PNG, WebP, BMP, GIF, TIFF, and PPM, JPEG 2000, AVIF and Sun raster.
+
+    A file that declares more pixels than `mixer_jax.data.declared` allows for its size
+    is refused before memory is taken for them.
 
     Grey becomes three equal channels, a palette its colours. Of 16 bits the upper 8
     are kept, as in TensorFlow; or the upper 8 of those that the file says it uses. CMYK
@@ -73,11 +107,12 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
       uint8 [height, width, 3], RGB.
 
     Raises:
-      ImageError: the bytes are not an image, or not a whole one.
+      ImageError: the bytes are not an image, not a whole one, or too large a one.
     """
     if not data:
         raise ImageError("the file is empty")
     check_whole(data)
+    check_size(data)
     if (frames := num_frames(data)) > 1:
         _say_once("frames", f"{name} has {frames} frames; the first is taken")
     tiff = tiff_pages(data)[:1] if is_tiff(data) else []
@@ -106,14 +141,19 @@ def _without_transparency(
     image = _imdecode(data, cv2.IMREAD_UNCHANGED)
     eight = _to_8_bits(image, data, page, name)
     if image.shape[2:] == (4,):
-        rgb, alpha = (
-            eight[..., 2::-1].astype(np.uint16),
-            eight[..., 3:].astype(np.uint16),
-        )
-        if page and (image.dtype == np.uint8 or page[338] == (1,)):
-            # The colours are already multiplied with alpha: by OpenCV, or in the file.
-            return np.minimum(rgb + 255 - alpha, 255).astype(np.uint8)
-        return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        # Are the colours already multiplied with alpha: by OpenCV, or in the file?
+        applied = page and (image.dtype == np.uint8 or page[338] == (1,))
+        on_white = np.empty((*image.shape[:2], 3), np.uint8)
+        for rows in _strips(image):
+            rgb, alpha = (
+                eight[rows, :, 2::-1].astype(np.uint16),
+                eight[rows, :, 3:].astype(np.uint16),
+            )
+            if applied:
+                on_white[rows] = np.minimum(rgb + 255 - alpha, 255)
+            else:
+                on_white[rows] = (rgb * alpha + 255 * (255 - alpha) + 127) // 255
+        return on_white
     if is_png(data) and data[25] == 0:  # OpenCV drops a grey PNG's transparency
         eight = np.where(image == _transparent_level(data), np.uint8(255), eight)
         return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
@@ -171,11 +211,26 @@ def _to_8_bits(
         bits = 16
     elif is_png(data):
         step = 65535 / (2**bits - 1)
-        if (np.abs(colours - np.rint(colours / step) * step) <= 1).all():
+        if all(
+            (np.abs(x - np.rint(x / step) * step) <= 1).all()
+            for x in (colours[rows] for rows in _strips(image))
+        ):
             bits = 16
-    if bits < 8:
-        return (np.minimum(image, 2**bits - 1) * 255 // (2**bits - 1)).astype(np.uint8)
-    return np.minimum(image >> (bits - 8), 255).astype(np.uint8)
+    eight = np.empty(image.shape, np.uint8)
+    for rows in _strips(image):
+        if bits < 8:
+            levels = 2**bits - 1
+            eight[rows] = np.minimum(image[rows], levels) * 255 // levels
+        else:
+            eight[rows] = np.minimum(image[rows] >> (bits - 8), 255)
+    return eight
+
+
+def _strips(image: np.ndarray) -> Iterator[slice]:
+    """Gives a few rows of an image at a time, so that what is made of them is small."""
+    height, width = image.shape[:2]
+    count = max(2**18 // width, 1)
+    return (slice(start, start + count) for start in range(0, height, count))
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -80,8 +80,12 @@ def check_whole(data: bytes) -> None:
     Raises:
       ImageError: says what is missing.
     """
-    if data.startswith(b"\xff\xd8"):
-        _check_jpeg(data)
+    if is_jpeg(data):
+        scans = sum(marker == _SCAN for marker, _ in jpeg_segments(data))
+        if scans > MAX_SCANS:
+            raise ImageError(
+                f"the JPEG has {scans:,} scans; expected at most {MAX_SCANS}"
+            )
     elif is_png(data):
         _check_png(data)
     elif is_webp(data):
@@ -94,10 +98,19 @@ def check_whole(data: bytes) -> None:
 # may be repeated. FF with any other byte is a marker: a segment begins or the image
 # ends.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_SCAN = 0xDA  # before each part of the pixels
+
+# Each takes time for all pixels, however short it is. Ten are usual; libtiff has the
+# same limit.
+MAX_SCANS = 100
 
 
-def _check_jpeg(data: bytes) -> None:
-    """Goes from segment to segment, over the pixels, to the end of the image."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Gives each segment's marker, and where its length stands, until the image ends.
+
+    Raises:
+      ImageError: the JPEG is cut off or damaged.
+    """
     position = 2
     while match := _JPEG_MARKER.search(data, position):
         marker = match[0][1]
@@ -105,6 +118,7 @@ def _check_jpeg(data: bytes) -> None:
             return
         if marker < 0xC0:  # 01..BF are not in use
             raise ImageError(f"the JPEG is damaged at byte {match.start():,}")
+        yield marker, match.end()
         length = int.from_bytes(data[match.end() : match.end() + 2], "big")
         position = match.end() + length
     raise ImageError("the JPEG is cut off or damaged: it has no end-of-image marker")
@@ -140,6 +154,11 @@ def is_png(data: bytes) -> bool:
     return data.startswith(PNG)
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Returns whether a file is a JPEG."""
+    return data.startswith(b"\xff\xd8")
+
+
 def is_tiff(data: bytes) -> bool:
     """Returns whether a file is a TIFF, and no BigTIFF."""
     return data[:4] in (b"II*\0", b"MM\0*")
@@ -163,16 +182,22 @@ def tiff_pages(data: bytes) -> list[dict[int, tuple[int, ...]]]:
     order = "<" if data[:2] == b"II" else ">"
     formats = {1: "B", 3: "H", 4: "I"}  # types of TIFF: BYTE, SHORT, LONG
     pages: list[dict[int, tuple[int, ...]]] = []
-    seen = {0}
+    seen, num_entries = {0}, 0
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
-        while start not in seen:
+        # Pages that share bytes, which could be read for hours, end the list.
+        while start not in seen and 12 * num_entries <= len(data):
             seen.add(start)
-            tags = {}
+            tags: dict[int, tuple[int, ...]] = {}
+            known = set()
             (count,) = struct.unpack_from(f"{order}H", data, start)
+            num_entries += count
             for entry in range(start + 2, start + 2 + 12 * count, 12):
                 tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
-                if kind not in formats or not 0 < length <= 64:
+                # Of a tag that is there twice libtiff takes the first.
+                twice = tag in known
+                known.add(tag)
+                if twice or kind not in formats or not 0 < length <= 64:
                     continue
                 form = f"{order}{length}{formats[kind]}"
                 where = entry + 8

@@ -14,6 +14,7 @@ import einops
 import numpy as np
 
 from mixer_jax.data.dataset import DatasetError, Example, Part
+from mixer_jax.data.decode import ImageError, open_image
 from mixer_jax.data.names import clean_name, listing, printable
 from mixer_jax.data.splits import parse_split
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Labels = str | tuple[str, ...]  # the class of an image, or its classes
 Rows = list[tuple[str, Labels]]  # paths of images and their classes
+
+MISSING = b"-1"  # in place of a size
 
 SAMPLES = 1000  # files at most that a fingerprint looks into
 
@@ -80,12 +83,14 @@ class ListedDataset:
       class_names: see Dataset.
       splits: the examples of each whole split.
       root: the folder that paths are relative to in a fingerprint.
+      missing: paths of files that were not there when `columns` looked for them.
     """
 
     name: str
     class_names: Sequence[str]
     splits: Mapping[str, ListedSource]
     root: str = ""
+    missing: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def split_names(self) -> Sequence[str]:
@@ -127,9 +132,15 @@ class ListedDataset:
         return {
             "names": names,
             "labels": labels,
-            "sizes": _in_threads(_size, source.images),
+            "sizes": self._sizes(source.images),
             "contents": _in_threads(_middle, source.images[::step]),
         }
+
+    def _sizes(self, paths: np.ndarray) -> Iterator[bytes]:
+        for path, size in zip(paths, _in_threads(_size, paths), strict=True):
+            if size == MISSING:
+                self.missing.add(str(path))
+            yield size
 
 
 def list_files(
@@ -237,23 +248,23 @@ def open_digits() -> ListedDataset:
 
 
 def _size(path: str) -> bytes:
-    """Returns the size of a file, -1 if it is not there."""
+    """Returns the size of a file, MISSING if it is not there."""
     try:
         return str(os.stat(path).st_size).encode()
     except OSError:
-        return b"-1"
+        return MISSING
 
 
 def _middle(path: str) -> bytes:
-    """Returns 4 kB from the middle of a file, where pixels are; b"" if it is not there.
+    """Returns 4 kB from the middle of a file, where pixels are; b"" if there are none.
 
     The beginning may be the same in all files of a camera.
     """
     try:
-        with open(path, "rb") as file:
+        with open_image(path) as file:
             file.seek(max(os.fstat(file.fileno()).st_size // 2 - 2048, 0))
             return file.read(4096)
-    except OSError:
+    except (OSError, ImageError):
         return b""
 
 

@@ -35,14 +35,21 @@ _FILLERS = frozenset(
     )
 )
 
-_BLANKS = r"[\s\u200b\ufeff]+"  # and the blank without width, and the byte order mark
+# All blanks, the one without width, and the byte order mark.
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\ufeff"
+
+# Longer names are not names. Unicode's forms of such texts can take minutes.
+_LONGEST = 1000
+
+# Halves of letters, which a JSON text may have alone. Those between stand for bytes in
+# names of files that are not in UTF-8.
+HALVES = r"[\ud800-\udc7f\udd00-\udfff]"
 
 
 def printable(text: object) -> str:
     r"""Returns a path or name that can be printed: bytes that are not UTF-8 as \xe9."""
-    return (
-        str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    )
+    text = re.sub(HALVES, lambda half: f"\\u{ord(half[0]):x}", str(text))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
@@ -66,14 +73,17 @@ def print_any_name() -> None:
 
 
 def listing(names: Sequence[str], count: int = 5) -> str:
-    """Returns the first names, with an ellipsis if there are more."""
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+    """Returns the first names, with an ellipsis if there are more or one is long."""
+    shown = (x[:300] + "…" * (len(x) > 300) for x in names[:count])
+    return ", ".join(shown) + (", …" if len(names) > count else "")
 
 
 def clean_name(name: str) -> str:
     """Returns a name in Unicode's composed form (NFC), without blanks around it."""
-    name = unicodedata.normalize("NFC", printable(name))
-    return re.sub(f"^{_BLANKS}|{_BLANKS}$", "", name)
+    name = printable(name).strip(_BLANKS)
+    if len(name) > _LONGEST:
+        return name
+    return unicodedata.normalize("NFC", name).strip(_BLANKS)
 
 
 def clean_classes(where: str, found: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ processes does not change what a batch contains.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import grain
@@ -16,7 +16,7 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError
+from mixer_jax.data.decode import ImageError, ImageFileError
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,14 @@ def train_batches(
     start_step: int = 0,
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
+    split: str = "train",
+    missing: Collection[str] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of one training batch after another, without end.
 
-    An image that cannot be read is reported and replaced by another one, which the same
-    generator draws.
+    An image that is damaged is reported and replaced by another one, which the same
+    generator draws. So is a file that is known to be missing. Another one that cannot
+    be read is an error: at the next start it may be readable, and the run another one.
 
     Args:
       source: the examples.
@@ -57,14 +60,17 @@ def train_batches(
       start_step: the step of the first batch.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
+      split: of the examples, for messages.
+      missing: paths of files that are left out as damaged images are. An image of
+        another file must be readable. None: files are left out that cannot be read.
 
     Returns:
       An iterator, to be closed, of `image` [rows, *crop, 3] and `label` int32
       [rows], or with num_classes float32 [rows, num_classes]. Its next() raises
-      DatasetError for an example without a label, and ImageError if 100 images in a row
-      cannot be read.
+      DatasetError for an example without a label or whose file cannot be read, and
+      ImageError if 100 images in a row are damaged.
     """
-    unreadable = _Unreadable()
+    unreadable = _Unreadable(split, missing)
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
         if example.label == -1:
@@ -101,11 +107,13 @@ def eval_batches(
     multilabel: bool = False,
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
+    split: str = "test",
+    missing: Collection[str] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Gives this process's rows of every example, once and in order.
 
     All batches have the same size; the last one is padded. The mask is 0 for padding,
-    for images that cannot be read, which are reported, and for images without a label.
+    for images that are damaged, which are reported, and for images without a label.
 
     Args:
       source: the examples.
@@ -117,13 +125,16 @@ def eval_batches(
         no class then counts.
       prefetch: how many batches to prepare ahead.
       rows: which rows of each batch this process reads; None for all.
+      split: of the examples, for messages.
+      missing: see `train_batches`.
 
     Returns:
       An iterator, to be closed, of `image` [rows, *crop, 3], `label` int32 [rows]
       and `mask` float32 [rows]; with num_classes `label` is float32
-      [rows, num_classes].
+      [rows, num_classes]. Its next() raises DatasetError for a file that cannot be
+      read.
     """
-    unreadable = _Unreadable()
+    unreadable = _Unreadable(split, missing)
     none = 0 if num_classes is None else ()  # the label of a row that does not count
     blank = transform(np.zeros((*transform.crop, 3), np.uint8)) * 0
 
@@ -156,15 +167,24 @@ def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarr
 
 
 class _Unreadable:
-    """Decodes examples, and reports each one that cannot be read once."""
+    """Decodes examples, and reports each one that is damaged once."""
 
-    def __init__(self) -> None:
-        self.names: set[str] = set()
+    def __init__(self, split: str, missing: Collection[str] | None):
+        self.split, self.missing, self.names = split, missing, set[str]()
 
     def decode_or_none(self, example: Example) -> np.ndarray | None:
         try:
             return example.pixels()
         except ImageError as error:
+            is_file = isinstance(error, ImageFileError)
+            if is_file and not (
+                self.missing is None or str(example.image) in self.missing
+            ):
+                raise DatasetError(
+                    f"{example.name}, an image of the split {self.split}, cannot be "
+                    f"read any more: {error}. Bring it back, or its disk; then give "
+                    "the same command again."
+                ) from error
             if example.name not in self.names:
                 self.names.add(example.name)
                 logger.warning(
@@ -193,7 +213,16 @@ class _View:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         batch, row = divmod(index, len(self._rows))
         position = (self._start + batch) * self._batch_size + self._rows[row]
-        return self._dataset[position]
+        try:
+            return self._dataset[position]
+        except Exception:
+            raise
+        except BaseException as error:
+            # Grain's thread would end without a word, and its reader wait for ever.
+            raise DatasetError(
+                f"The reader of example {position} ended with "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def _batches(view: _View, rows: int, prefetch: int) -> grain.DatasetIterator[Batch]:

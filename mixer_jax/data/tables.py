@@ -61,13 +61,16 @@ def open_table(path: pathlib.Path) -> ListedDataset:
     clean = clean_classes(where, sorted(found))
     splits = _clean_splits(where, Counter(split for *_, split in cells))
     rows: dict[str, Rows] = defaultdict(list)
+    outside = []
     for line, file, cell, split in cells:
         labels = tuple(dict.fromkeys(clean[x] for x in pieces[cell] if x in clean))
         if not labels and not several:
             raise DatasetError(
-                f"{where}, line {line}: found no label for {printable(file)}. Expected "
-                "a path and a label."
+                f"{where}, line {line}: found no label for {listing([printable(file)])}"
+                ". Expected a path and a label."
             )
+        if os.path.isabs(file) or os.path.normpath(file).startswith(f"..{os.sep}"):
+            outside.append(printable(file))
         image = os.path.join(path.parent, file)
         # To look for every file may take long. The first of each split shows whether
         # the paths are right; one that is missing later is reported as an unreadable
@@ -75,11 +78,18 @@ def open_table(path: pathlib.Path) -> ListedDataset:
         if splits[split] not in rows and not os.path.isfile(image):
             slashes = os.path.isfile(image.replace("\\", "/"))
             raise DatasetError(
-                f"{where}, line {line}: there is no file {printable(image)}. Paths are "
-                "relative to the table's folder"
+                f"{where}, line {line}: there is no file {listing([printable(image)])}"
+                ". Paths are relative to the table's folder"
                 f"{', and written with / for the backslash' if slashes else ''}."
             )
         rows[splits[split]].append((image, labels if several else labels[0]))
+    if outside:
+        logger.warning(
+            "%s: %d paths are absolute or lead out of the table's folder: %s",
+            where,
+            len(outside),
+            listing(outside, 3),
+        )
     _warn_of_repeated(where, rows)
     return list_files(where, str(path.parent), rows, classes)
 
@@ -89,16 +99,17 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
     where = printable(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        # Strict: a quote that is not closed would swallow the lines below it.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             columns = [clean_name(x).casefold() for x in header]
             twice = [x for x in ("path", "label", "split") if columns.count(x) > 1]
             if not {"path", "label"} <= set(columns) or twice:
                 raise DatasetError(
-                    f"{where}: the first line is {header}. Expected a header with the "
-                    "columns path and label, and optionally split, each once and "
-                    f"separated by {delimiter!r}."
+                    f"{where}: the first line is {_shown(header)}. Expected a header "
+                    "with the columns path and label, and optionally split, each once "
+                    f"and separated by {delimiter!r}."
                 )
             for row in reader:
                 if not any(row):
@@ -106,21 +117,33 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
                 line = f"{where}, line {reader.line_num}"
                 if len(row) > len(columns):
                     raise DatasetError(
-                        f"{line}: found {len(row)} cells in {row}. Expected "
+                        f"{line}: found {len(row)} cells in {_shown(row)}. Expected "
                         f"{len(columns)}, as in the header; put a cell with a "
                         f"{delimiter!r} in it into double quotes."
                     )
                 cells = dict(zip(columns, row, strict=False))
-                if not cells["path"].strip() or "label" not in cells:
+                file_name = cells.get("path", "").strip()
+                if not file_name or "\0" in file_name or "label" not in cells:
                     raise DatasetError(
-                        f"{line}: found {row}. Expected a path and a label."
+                        f"{line}: found {_shown(row)}. Expected a path and a label."
                     )
                 split = clean_name(cells.get("split", ""))
-                yield reader.line_num, cells["path"].strip(), cells["label"], split
-        except (UnicodeDecodeError, csv.Error) as error:
+                yield reader.line_num, file_name, cells["label"], split
+        except UnicodeDecodeError as error:
             raise DatasetError(
                 f"{where} is not a UTF-8 table: {error}. Save it as CSV UTF-8."
             ) from error
+        except csv.Error as error:
+            raise DatasetError(
+                f"{where}, line {reader.line_num}: {error}. Expected cells separated "
+                f'by {delimiter!r}, with a " in each cell that begins with one '
+                'written as "", and the quotes around it closed.'
+            ) from error
+
+
+def _shown(row: list[str]) -> str:
+    """Returns the first cells of a row, cut off where they are long."""
+    return str([x[:40] + "…" * (len(x) > 40) for x in row[:5]] + ["…"] * (len(row) > 5))
 
 
 def _clean_splits(where: str, counts: Counter[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,12 @@ JUNK_FOLDERS = frozenset(
         *("system volume information", "__pycache__"),
     )
 )
+
+
+# A few links can make endless many folders out of one, and folders can lie in one
+# another without end.
+MAX_VISITS = 1000  # of one folder
+MAX_DEPTH = 100
 
 
 class File(NamedTuple):
@@ -93,8 +100,10 @@ def scan(path: str | os.PathLike[str]) -> Folder:
     .ipynb_checkpoints, and JUNK_FOLDERS are left out.
 
     Raises:
-      DatasetError: a folder cannot be listed.
+      DatasetError: a folder cannot be listed, links lead to it more than MAX_VISITS
+        times, or more than MAX_DEPTH folders lie in one another.
     """
+    visits = Counter[str]()
     upwards: list[str] = []
     junk: list[str] = []
     hidden: list[str] = []
@@ -102,6 +111,15 @@ def scan(path: str | os.PathLike[str]) -> Folder:
 
     def visit(path: str, above: tuple[str, ...], linked: bool) -> Folder:
         # `above` has where this folder and those that the walk came by really are.
+        visits[above[-1]] += 1
+        if len(above) > MAX_DEPTH or visits[above[-1]] > MAX_VISITS:
+            many = f"more than {MAX_VISITS:,} ways lead to the folder {above[-1]}"
+            deep = f"more than {MAX_DEPTH} folders lie in one another"
+            raise DatasetError(
+                f"{printable(listing([path]))}: "
+                f"{printable(deep if len(above) > MAX_DEPTH else many)}. Remove links, "
+                "or list the images in a table with the columns path and label."
+            )
         try:
             with os.scandir(path) as entries:
                 found = sorted(entries, key=lambda x: (_composed(x.name), x.name))

@@ -45,6 +45,7 @@ class Data:
     Attributes:
       config: of the run.
       class_names: of the labels.
+      split_names: the splits to train and to test on, such as "train[:98%]".
       datasets: those that are open, by name and label_key.
       fingerprint: of the two splits, and of those of `evals`; see
         mixer_jax.data.fingerprint.
@@ -58,6 +59,7 @@ class Data:
 
     config: Config
     class_names: Sequence[str]
+    split_names: tuple[str, str]
     datasets: Mapping[DatasetKey, dataset.Dataset]
     fingerprint: Fingerprint
     multilabel: bool
@@ -66,6 +68,13 @@ class Data:
     train_transform: preprocess.TrainTransform
     eval_transform: preprocess.EvalTransform
     evals: Mapping[str, EvalData] = dataclasses.field(default_factory=dict)
+
+    @property
+    def missing(self) -> set[str]:
+        """Paths of files that are listed, and were not there at the start."""
+        opened = self.datasets.values()
+        listed = [found for found in opened if isinstance(found, ListedDataset)]
+        return set().union(*(found.missing for found in listed))
 
     def train_batches(
         self, start_step: int, mesh: Mesh
@@ -80,6 +89,8 @@ class Data:
             start_step=start_step,
             prefetch=self.config.prefetch,
             rows=sharding.local_rows(mesh, self.config.batch),
+            split=self.split_names[0],
+            missing=self.missing,
         )
         return contextlib.closing(batches)
 
@@ -101,6 +112,7 @@ def open_data(config: Config) -> Data:
     data = Data(
         config,
         list(opened.class_names),
+        (train_split, test_split),
         {key: opened},
         fingerprint(opened, (train_split, test_split)),
         isinstance(train_source[0].label, tuple),

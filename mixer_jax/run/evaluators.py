@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,7 +60,10 @@ def open_evaluators(
     """
 
     def batches(
-        source: Source, transform: preprocess.EvalTransform, several: int | None
+        source: Source,
+        split: str,
+        transform: preprocess.EvalTransform,
+        several: int | None,
     ) -> Iterator[dict[str, jax.Array]]:
         # A split smaller than a batch is not padded to a whole one.
         smallest = -(-len(source) // mesh.size) * mesh.size
@@ -73,6 +76,8 @@ def open_evaluators(
             multilabel=data.multilabel,
             prefetch=config.prefetch,
             rows=sharding.local_rows(mesh, batch_size),
+            split=split,
+            missing=data.missing,
         )
         with contextlib.closing(batches):
             for batch in batches:
@@ -81,29 +86,35 @@ def open_evaluators(
                 yield sharding.shard_batch(mesh, batch)
 
     def classify(
-        source: Source, transform: preprocess.EvalTransform, params: Any
+        source: Source, split: str, transform: preprocess.EvalTransform, params: Any
     ) -> dict[str, float]:
         several = data.multilabel or isinstance(source[0].label, tuple)
         num_classes = len(data.class_names) if several else None
-        rows = batches(source, transform, num_classes)
+        rows = batches(source, split, transform, num_classes)
         return evaluate(program.eval_step, params, rows)
 
     def probe(
         train: Source,
         test: Source,
+        spec: Config,
         classes: int,
-        shots: Sequence[int],
         transform: preprocess.EvalTransform,
         params: Any,
     ) -> dict[str, float]:
         train_features, test_features = (
-            extract_features(program.feature_step, params, batches(x, transform, None))
-            for x in (train, test)
+            extract_features(
+                program.feature_step, params, batches(source, split, transform, None)
+            )
+            for source, split in ((train, spec.train_split), (test, spec.split))
         )
-        accuracies = fewshot_accuracies(*train_features, *test_features, classes, shots)
+        accuracies = fewshot_accuracies(
+            *train_features, *test_features, classes, spec.shots
+        )
         return {f"{shot}shot": accuracy for shot, accuracy in accuracies.items()}
 
-    test = functools.partial(classify, data.test_source, data.eval_transform)
+    test = functools.partial(
+        classify, data.test_source, data.split_names[1], data.eval_transform
+    )
     evaluators = [Evaluator("test", config.eval_every, test)]
     for name, found in data.evals.items():
         spec = found.spec
@@ -111,14 +122,14 @@ def open_evaluators(
             data.eval_transform, evaluation=spec.evaluation, resize=spec.resize
         )
         if found.train_source is None:
-            run = functools.partial(classify, found.source, transform)
+            run = functools.partial(classify, found.source, spec.split, transform)
         else:
             run = functools.partial(
                 probe,
                 found.train_source,
                 found.source,
+                spec,
                 found.num_classes,
-                spec.shots,
                 transform,
             )
         evaluators.append(Evaluator(name, spec.every, run))

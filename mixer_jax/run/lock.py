@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mixer_jax.data.names import printable
+from mixer_jax.files import writing
 from mixer_jax.training.processes import current
 
 logger = logging.getLogger(__name__)
@@ -67,15 +68,16 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
     Raises:
       WorkdirInUseError: another run holds it. Nothing in the folder was changed.
-      OSError: the folder cannot be written to.
+      DiskError: the folder cannot be written to.
     """
     watch = current()
     if watch is not None and watch.index != 0:
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / NAME
-    file = _acquire(path)
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = _acquire(path)
     _held.add(file)
     ended = threading.Event()
 

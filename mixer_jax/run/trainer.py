@@ -44,6 +44,7 @@ from mixer_jax.training.agreement import (
     check_same_copies,
     describe_arrays,
 )
+from mixer_jax.training.background import quiet_orbax
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
@@ -87,6 +88,7 @@ def train_and_evaluate(
         are not those that the run began with.
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the parameters to start from are not there or do not fit.
+      DamagedError: the run has checkpoints, and none is whole.
       NonFiniteError: loss or gradient are infinite or not a number.
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
@@ -119,18 +121,21 @@ def train_and_evaluate(
         program = build_program(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
+        quiet_orbax(workdir / "checkpoints")
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
-        start_step = step = checkpoints.latest_step() or 0
         check_same(
             "model, optimizer and step",
-            {"step": start_step} | describe_arrays(program.abstract_state),
+            {"step": checkpoints.latest_step()}
+            | describe_arrays(program.abstract_state),
         )
         recorded = recorded_config(workdir)
-        check_length(config, recorded, len(data.train_source), start_step)
-        if start_step:
+        step = checkpoints.latest_step() or 0
+        check_length(config, recorded, len(data.train_source), step)
+        if checkpoints.latest_step() is not None:
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program, data.class_names, mesh)
+        start_step = step = checkpoints.latest_step() or 0  # restored
         check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
         write_description(given_config, data, workdir, start_step)
@@ -186,8 +191,8 @@ def train_and_evaluate(
 
 def _open_reporter(
     config: Config, data: Data, workdir: pathlib.Path, checkpoints: Checkpoints
-) -> contextlib.AbstractContextManager[Reporter]:
-    reporter = Reporter(
+) -> Reporter:
+    return Reporter(
         workdir,
         checkpoints,
         total_steps=config.total_steps,
@@ -196,4 +201,3 @@ def _open_reporter(
         every=config.progress_every,
         nonfinite_limit=config.nonfinite_limit,
     )
-    return contextlib.closing(reporter)

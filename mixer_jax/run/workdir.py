@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mixer_jax.data.fingerprint import changes
 from mixer_jax.data.names import listing, printable
-from mixer_jax.files import replace_when_whole
+from mixer_jax.files import remove_partial, replace_when_whole, writing
 from mixer_jax.run.changes import LENGTH_KEYS, may_change
 from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.data import Data
@@ -26,10 +26,18 @@ from mixer_jax.run.paths import (
     resolved,
     with_absolute_paths,
 )
+from mixer_jax.run.records import (
+    HISTORY,
+    read_recorded_config,
+    read_recorded_data,
+    read_recorded_names,
+)
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
-from mixer_jax.weights.npz import save_checkpoint
+from mixer_jax.training.rows import read_rows
+from mixer_jax.weights.layout import CheckpointError
+from mixer_jax.weights.npz import read_shapes, save_checkpoint
 
 # Keys that the config.json of older runs lacks, each with the value that leaves a run
 # as it was. A key that is added to configs/common.py is added here too.
@@ -48,7 +56,7 @@ ADDED_KEYS: dict[str, Any] = {
 
 # In config.json: the paths that are absolute there, as they were typed; and what
 # starts of the run changed.
-AS_TYPED, HISTORY = "as_typed", "history"
+AS_TYPED = "as_typed"
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +91,14 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
       ProcessError: another process sees another folder.
     """
     path = workdir_path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
-    check_shared(path)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        check_shared(path)
     differences = _differences(config, path)
     if not all(may_change(key) or is_dataset(key) for key in differences):
         raise _other_config(path, differences)
+    if jax.process_index() == 0:
+        remove_partial(path)
     return path
 
 
@@ -96,7 +107,7 @@ def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.exists() or not _has_result(workdir):
         return {}
-    recorded = json.loads(path.read_text("utf-8"))
+    recorded = read_recorded_config(workdir)
     for key in (AS_TYPED, HISTORY):
         recorded.pop(key, None)
     return flatten(recorded)
@@ -160,9 +171,8 @@ def check_same_data(config: Config, data: Data, workdir: pathlib.Path) -> None:
         return
     differences = _differences(config, workdir).items()
     moved = {key: values for key, values in differences if is_dataset(key)}
-    path = workdir / "dataset.json"
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))["fingerprint"]
+    _, before = read_recorded_data(workdir)
+    if before:
         lines = changes(before, data.fingerprint)
     elif moved:  # and nothing shows that it is the same
         raise _other_config(workdir, moved)
@@ -190,7 +200,7 @@ def _changes_without_fingerprint(
     path = workdir / "class_names.json"
     lines = []
     if path.exists():
-        old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
+        old, new = read_recorded_names(workdir), list(data.class_names)
         if old != new:
             changed = sorted(set(old) ^ set(new)) or ["their order"]
             lines.append(
@@ -212,10 +222,9 @@ def _changes_without_fingerprint(
 def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
     """Returns the number of training images, as the metrics of a run tell it."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rows = (json.loads(line) for line in lines if '"train/epoch"' in line)
-    row = next(rows, None)
-    return row and round(row["step"] * config.batch / row["train/epoch"])
+    rows = read_rows(path) if path.exists() else []
+    row = next((row for row in rows if row.get("train/epoch")), None)
+    return round(row["step"] * config.batch / row["train/epoch"]) if row else None
 
 
 def write_description(
@@ -240,7 +249,7 @@ def write_description(
     path, changed = workdir / "config.json", _differences(config, workdir)
     history = []
     if _has_result(workdir) and path.exists():
-        history = json.loads(path.read_text("utf-8")).get(HISTORY, [])
+        history = read_recorded_config(workdir).get(HISTORY, [])
     if changed:
         now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         history.append({"step": step, "time": now, "changed": changed})
@@ -269,13 +278,23 @@ def write_result(
       path: of the npz file.
       params: the model's parameters, on the devices of `mesh`.
       mesh: of the run.
-      overwrite: whether to write it where it exists too.
+      overwrite: whether to write it where a whole one exists too.
     """
     # One process looks, for all must take part.
-    missing = multihost_utils.broadcast_one_to_all(np.int32(not path.exists()))
-    if not (overwrite or missing):
+    is_first = jax.process_index() == 0
+    is_whole = not overwrite and is_first and _is_whole(path)
+    if multihost_utils.broadcast_one_to_all(np.int32(is_whole)):
         return
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
-    if jax.process_index() == 0:
+    if is_first:
         save_checkpoint(path, jax.device_get(whole))
     multihost_utils.sync_global_devices("final parameters written")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Returns whether an npz file is there and can be read; warns if it is damaged."""
+    try:
+        return path.exists() and bool(read_shapes(path))
+    except CheckpointError as error:
+        logger.warning("%s It is written again.", error)
+        return False

@@ -11,6 +11,7 @@ import jax
 from tqdm import tqdm
 
 from mixer_jax.data.names import PRINTABLE
+from mixer_jax.files import DiskError, writing
 from mixer_jax.training.processes import RunStopped
 
 PROGRESS = logging.DEBUG  # lines that a progress bar makes superfluous
@@ -35,6 +36,33 @@ class _ConsoleHandler(logging.Handler):
                 _discard_output()
 
 
+class _FileHandler(logging.FileHandler):
+    """Writes train.log. Where that fails it says so once, and the run goes on.
+
+    No result depends on the log, and it may be written in a thread of a library.
+    """
+
+    failed = quiet = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        said, self.failed = self.failed or self.quiet, True
+        if not said:
+            print(
+                f"warning: {self.baseFilename} cannot be written: {error.strerror}. "
+                "The run goes on without it.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of the lines that could not be written
+            super().close()
+
+
 def _discard_output() -> None:
     """Sends what is printed from now on to nowhere."""
     stdout, stderr = sys.stdout.fileno(), sys.stderr.fileno()
@@ -50,7 +78,8 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
     """Sends messages and Python's warnings to <workdir>/train.log and to the console.
 
     An error that ends the run is written to train.log with its traceback, and gets a
-    note that says so. It is raised again: the caller shows it on the console.
+    note that says so. It is raised again: the caller shows it on the console. If
+    train.log cannot be written later, the run goes on without it, with a warning.
 
     Of several processes the first one writes train.log. The others print warnings only.
     """
@@ -59,9 +88,10 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
     console.setLevel(logging.INFO if sys.stdout.isatty() else PROGRESS)
     handlers: list[logging.Handler] = [console]
     if is_main:
-        file = logging.FileHandler(
-            workdir / "train.log", encoding="utf-8", errors=PRINTABLE
-        )
+        with writing(workdir / "train.log"):
+            file = _FileHandler(
+                workdir / "train.log", encoding="utf-8", errors=PRINTABLE
+            )
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     else:
@@ -78,8 +108,9 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_main:
+            file.quiet = isinstance(error, DiskError)  # one message for a full disk
             file.handle(record := _last_record(error))
-            if record.exc_info:
+            if record.exc_info and not file.failed:
                 error.add_note(f"{TRACEBACK_NOTE} {file.baseFilename}.")
         raise
     finally:

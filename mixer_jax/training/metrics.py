@@ -1,24 +1,33 @@
 """The numbers of a run: read from the device, shown, and written to files."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 
 import jax
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from mixer_jax.files import replace_when_whole
+from mixer_jax.data.names import listing
+from mixer_jax.files import DiskError, replace_when_whole, writing
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import PROGRESS
+from mixer_jax.training.rows import parse_row
 from mixer_jax.training.step import Metrics
 
 logger = logging.getLogger(__name__)
+
+FLUSH_SECS = 120.0  # between two writes of TensorBoard's events to the disk
 
 _ADVICE = (
     "A lower base_lr, a longer warmup_steps or a lower grad_norm_clip may help; look "
@@ -190,60 +199,115 @@ class Reporter:
         with self._progress.paused():
             yield
 
-    def close(self) -> None:
-        """Clears the progress bar and closes the files."""
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Clears the bar, closes the files; an error inside the block comes first."""
         self._progress.close()
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as close_error:
+            if error is None:
+                raise
+            if not isinstance(error, DiskError):  # one message for a full disk
+                logger.warning("%s", close_error)
 
 
 class MetricsWriter:
     """Writes numbers by step to metrics.jsonl and to TensorBoard's event files.
 
     A run that continues from `start_step` keeps the rows up to that step, and writes
-    none of that step twice. It drops the rows of later steps: it writes them again.
+    none of that step twice. It drops the rows of later steps: it writes them again. So
+    a row that cannot be written is an error at once: nothing is lost but the steps
+    since the newest checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
         self._enabled, self._start_step = enabled, start_step
         if not enabled:  # another process writes
             return
-        path = workdir / "metrics.jsonl"
-        text = path.read_text("utf-8") if path.exists() else ""
-        rows = text.splitlines(keepends=True)
-        kept = [row for row in rows if _step_of(row) <= start_step]
-        last = [json.loads(row) for row in kept if _step_of(row) == start_step]
-        self._known = {name for row in last for name in row}
-        if kept != rows:
-            with replace_when_whole(path) as partial:
-                partial.write_text("".join(kept), "utf-8")
-        self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
+        self._known = _keep_rows(self._path, start_step)
+        with writing(self._path):
+            # Without a buffer, a row that does not fit leaves nothing to write later.
+            self._file = self._path.open("ab", buffering=0)
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread ends where the disk is full, and whoever
+            # writes then waits for ever.
+            self._events = EventsWriter(str(self._folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            # TensorBoard then hides what an earlier start wrote from this step on.
+            self._events.write_event(Event(step=start_step + 1, session_log=start))
+        self._flushed_at = -math.inf
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row, of names such as "train/loss"."""
+        """Adds one row, of names such as "train/loss".
+
+        Raises:
+          DiskError: it cannot be written, or the file is not in the workdir any more.
+        """
         if not self._enabled:
             return
         if step == self._start_step and self._known.issuperset(values):
             return  # this evaluation was made before
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        row = (json.dumps({"step": step, **values}) + "\n").encode()
+        with writing(self._path):
+            while row:  # a disk that is nearly full takes a part
+                row = row[self._file.write(row) :]
+            if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                raise FileNotFoundError(errno.ENOENT, "replaced", str(self._path))
+        with writing(self._folder):
+            for name, value in values.items():
+                event = Event(
+                    wall_time=time.time(), step=step, summary=scalar(name, value)
+                )
+                self._events.write_event(event)
+            if time.monotonic() - self._flushed_at > FLUSH_SECS:
+                self._events.flush()
+                self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files.
+
+        Raises:
+          DiskError: the last numbers cannot be written.
+        """
         if not self._enabled:
             return
-        self._file.close()
-        self._events.close()
+        with writing(self._path):
+            self._file.close()
+        with writing(self._folder):
+            self._events.close()
 
 
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except json.JSONDecodeError:  # cut off in the middle
-        return float("inf")
+def _keep_rows(path: pathlib.Path, last_step: int) -> set[str]:
+    """Removes the rows after a step; returns the names of the numbers at that step.
+
+    What is damaged is removed too. If rows follow that stay, a warning says so.
+    """
+    if not path.exists():
+        return set()
+    with path.open("rb") as file:
+        lines = file.readlines()
+    rows = {i: parse_row(line) for i, line in enumerate(lines)}
+    kept = {i: row for i, row in rows.items() if row and row["step"] <= last_step}
+    damaged = [i + 1 for i in range(max(kept, default=0)) if not rows[i]]
+    if damaged:
+        numbers = listing(list(map(str, damaged)))
+        logger.warning("%s: damaged, and removed, are the lines %s", path, numbers)
+    whole = [lines[i].rstrip(b"\n") + b"\n" for i in kept]
+    if whole != lines:
+        with replace_when_whole(path) as partial:
+            partial.write_bytes(b"".join(whole))
+    last = [row for row in kept.values() if row["step"] == last_step]
+    return {name for row in last for name in row}
 
 
 class Progress:

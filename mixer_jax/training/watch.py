@@ -207,13 +207,23 @@ class Watch:
             if isinstance(error, RunStopped):
                 raise
             self._leave(error)
-            if not isinstance(error, JaxRuntimeError):
+            # Where a process is gone, CPU devices raise a ValueError of Gloo's text.
+            if not (isinstance(error, JaxRuntimeError) or "Gloo" in str(error)):
                 raise
             reason = str(error).splitlines()[0]
             raise ProcessError(
                 f"JAX failed {self.doing}: {reason}\nIf another process has ended, "
                 f"see its message. {_RESTART}"
             ) from error
+
+    def end(self, error: BaseException) -> None:
+        """Ends this process with an error that another thread than the main one found.
+
+        The other processes are told, as they may wait for what failed here.
+        """
+        self._tell(error)
+        # They end before: process 0 serves the store, and JAX aborts without it.
+        self._end(error, time.monotonic() + SHUTDOWN_SECS)
 
     def _wait_at_end(self) -> None:
         """Waits for all processes, as JAX ends them soon after one has gone."""
@@ -338,6 +348,7 @@ class Watch:
                 self._store.write(f"alive/{self.index}", str(time.monotonic()))
                 alive = self._store.read("alive/") if silence else {}
                 ended = self._store.read("ended/")
+                ended.pop(self.index, None)
                 self._stop.poll()
             except JaxRuntimeError:  # process 0 does not answer: its silence counts
                 time.sleep(POLL_SECS)

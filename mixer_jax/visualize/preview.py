@@ -1,22 +1,20 @@
 """What the model will see: images in training and in the test."""
 
-import logging
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mixer_jax.data.dataset import NO_LABEL, Source
-from mixer_jax.data.decode import ImageError
-from mixer_jax.data.names import printable
+from mixer_jax.data.dataset import NO_LABEL, Source, readable
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.visualize.show import displayable, plain, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def draw_preview(
@@ -45,14 +43,18 @@ def draw_preview(
     from matplotlib.figure import Figure  # over a second to import
 
     rng = np.random.default_rng(seed)
+
+    def augment(image: np.ndarray) -> list[np.ndarray]:
+        return [train_transform(image, rng) for _ in range(4)]
+
     augmented = [
-        (labels, displayable(train_transform(image, rng), train_transform))
-        for labels, image in _choose(train_source, num_rows, rng)
-        for _ in range(4)
+        (labels, displayable(image, train_transform))
+        for labels, images in _choose(train_source, num_rows, rng, augment)
+        for image in images
     ]
     tested = [
-        (labels, displayable(eval_transform(image), eval_transform))
-        for labels, image in _choose(test_source, 3 * num_rows, rng)
+        (labels, displayable(image, eval_transform))
+        for labels, image in _choose(test_source, 3 * num_rows, rng, eval_transform)
     ]
     rows = max(-(-len(augmented) // 4), -(-len(tested) // 3), 1)
     figure = Figure((13, 0.9 + 1.95 * rows), layout="constrained")
@@ -74,9 +76,16 @@ def draw_preview(
 
 
 def _choose(
-    source: Source, count: int, rng: np.random.Generator
-) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Draws images and their labels at random, of as many classes as possible."""
+    source: Source,
+    count: int,
+    rng: np.random.Generator,
+    transform: Callable[[np.ndarray], T],
+) -> list[tuple[tuple[int, ...], T]]:
+    """Draws images at random, of as many classes as possible, and transforms them.
+
+    Returns:
+      Labels and what the transform made, in the order of the labels.
+    """
     size = min(len(source), 20 * count)
     drawn = [source[int(i)] for i in rng.choice(len(source), size, replace=False)]
     seen: Counter[tuple[int, ...]] = Counter()
@@ -84,12 +93,9 @@ def _choose(
     for example in drawn:
         ranks.append(seen[example.labels])
         seen[example.labels] += 1
-    chosen: list[tuple[tuple[int, ...], np.ndarray]] = []
-    for i in np.argsort(ranks, kind="stable"):
-        if len(chosen) == count:
-            break
-        try:
-            chosen.append((drawn[i].labels, drawn[i].pixels()))
-        except ImageError as error:
-            logger.warning("skipping %s: %s", printable(drawn[i].name), error)
+    order = (drawn[i] for i in np.argsort(ranks, kind="stable"))
+    chosen = [
+        (example.labels, transform(image))
+        for example, image in itertools.islice(readable(order), count)
+    ]
     return sorted(chosen, key=lambda x: x[0])

@@ -2,7 +2,6 @@ import errno
 import functools
 import io
 import logging
-import pathlib
 import zlib
 
 import cv2
@@ -278,15 +277,15 @@ def test_what_a_network_disk_fails_to_read_is_read_again(
     root = write_folder(tmp_path, {"train/a": 1})
     example = open_dataset(str(root)).split("train")[0]
     expected, waits = example.pixels(), []
-    read = pathlib.Path.read_bytes
+    open_image = decode.open_image
 
-    def read_bytes(path):
+    def fail_and_open(path):
         if len(waits) < failures:
             waits.append(0)
             raise OSError(errno.EIO, "Input/output error")
-        return read(path)
+        return open_image(path)
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(decode, "open_image", fail_and_open)
     monkeypatch.setattr(decode.time, "sleep", lambda secs: None)
     if failures == 2:
         np.testing.assert_array_equal(example.pixels(), expected)

@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 import logging
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from mixer_jax.data.dataset import DatasetError, Example, open_dataset
 from mixer_jax.data.decode import ImageError
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
-from ..examples import encode, write_mixed_folder
+from ..examples import encode, write_folder, write_mixed_folder
 
 
 class Numbered:
@@ -104,6 +105,48 @@ def test_training_on_a_folder_goes_on_without_its_damaged_files(tmp_path, caplog
     assert len(batch["image"]) == len(source)
     told = [record.message for record in caplog.records]
     assert {x.split(":")[0].removeprefix("skipping ") for x in told} == damaged_train
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_that_goes_away_is_an_error_and_one_that_was_missing_is_not(
+    tmp_path, caplog, training
+):
+    write_folder(tmp_path, {"train/a": 8, "train/b": 8})
+    dataset = open_dataset(str(tmp_path))
+    source = dataset.split("train")
+    pathlib.Path(source.images[3]).unlink()
+    for column in dataset.columns("train").values():  # as at the start of a run
+        list(column)
+    assert dataset.missing == {source.images[3]}
+
+    def read():
+        given = {"split": "train[:9]", "missing": dataset.missing, "batch_size": 16}
+        if training:
+            return take(pipeline.train_batches(source, WHOLE, seed=0, **given), 1)
+        return take(pipeline.eval_batches(source, EvalTransform(4), **given), None)
+
+    (batch,) = read()
+    assert training or batch["mask"].sum() == 15
+    assert caplog.text.count("skipping") == 1
+    pathlib.Path(source.images[5]).unlink()
+    with pytest.raises(DatasetError) as caught:
+        read()
+    assert str(caught.value) == (
+        f"{source.images[5]}, an image of the split train[:9], cannot be read any more:"
+        " No such file or directory. Bring it back, or its disk; then give the same "
+        "command again."
+    )
+
+
+def test_a_reader_that_dies_is_an_error():
+    """Grain's thread would end, and what waits for it wait for ever."""
+
+    class Dying(Numbered):
+        def __getitem__(self, i):
+            raise SystemExit(3)
+
+    with pytest.raises(DatasetError, match=r"reader of example \d+ ended with Sys"):
+        take(pipeline.train_batches(Dying(20), WHOLE, batch_size=4, seed=0), 1)
 
 
 def test_nothing_but_damaged_images_is_an_error():

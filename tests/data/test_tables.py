@@ -41,13 +41,34 @@ def test_table_without_its_columns(tmp_path):
         (b"path,label\n,x\n", "line 2: found .* Expected a path and a label"),
         (b"path,label\nnot/here.jpg,x\n", r"line 2: there is no file .*not/here.jpg"),
         (b"path,label\n\xe9.jpg,x\n", "is not a UTF-8 table"),
+        (b"path,label\na\0.jpg,x\n", r"line 2: found \['a\\x00.jpg', 'x'\]"),
+        # The lines below would be part of the cell.
+        (b'path,label\n"a.jpg,x\nb.jpg,x\n', "line 3: unexpected end of data"),
+        (b'path,label\n"a.jpg,x\n"b.jpg",x\n', "line 3: ',' expected after"),
+        (b'path,label\n"' + b"x" * 200_000, r"line 2: field larger than field limit"),
+        (b",".join([b"x"] * 10**6), r"the first line is \['x', .*'…'\]. Expected"),
     ],
 )
 def test_bad_tables(tmp_path, content, message):
     table = tmp_path / "labels.csv"
     table.write_bytes(content)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=message) as caught:
         open_dataset(str(table))
+    assert len(str(caught.value)) < 1000
+
+
+def test_paths_that_lead_out_of_the_folder_are_told(tmp_path, caplog):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write_folder(tmp_path, {"images": 3})
+    a, b, c = sorted((tmp_path / "images").iterdir())
+    (folder / "link.png").symlink_to(c)
+    rows = [f"{a},x", f"../images/{b.name},y", "link.png,x", "sub/../link.png,x"]
+    (folder / "t.csv").write_text("\n".join(["path,label", *rows]))
+    with caplog.at_level(logging.WARNING):
+        source = open_dataset(str(folder / "t.csv")).split("train")
+    assert [source[i].pixels().shape for i in range(3)] == [(90, 120, 3)] * 3
+    assert f"2 paths are absolute or lead out of the table's folder: {a}" in caplog.text
 
 
 def write_table(root, text, name="table.csv"):

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from mixer_jax.data import walk
 from mixer_jax.data.dataset import DatasetError, open_dataset
 from mixer_jax.data.walk import find_images, scan
 
@@ -166,3 +167,22 @@ def test_a_table_in_a_folder_is_told(tmp_path, caplog):
     assert (
         f"to use it, name it in place of the folder: {root}/labels.csv" in caplog.text
     )
+
+
+def test_links_that_make_endless_folders_are_an_error(tmp_path, monkeypatch):
+    """Each of 40 folders has two links to the next one: 2**40 ways to the last."""
+    for i in range(40):
+        folder = tmp_path / "dataset" / f"{i}"
+        folder.mkdir(parents=True)
+        for name in "ab":
+            (folder / name).symlink_to(f"../{i + 1}")
+    (tmp_path / "dataset" / "40").mkdir()
+    monkeypatch.setattr(walk, "MAX_VISITS", 99)
+    with pytest.raises(DatasetError, match="more than 99 ways lead to the folder"):
+        scan(tmp_path / "dataset")
+
+
+def test_folders_in_one_another_without_end_are_an_error(tmp_path):
+    (tmp_path / "/".join(["x"] * 120)).mkdir(parents=True)
+    with pytest.raises(DatasetError, match="more than 100 folders lie in one another"):
+        scan(tmp_path)

@@ -176,6 +176,7 @@ def test_a_run_that_was_stopped_writes_the_rows_of_one_that_was_not(tmp_path):
     trainer.train_and_evaluate(config, tmp_path / "whole")
     with killed_at(9):
         trainer.train_and_evaluate(config, tmp_path / "older")
+    (tmp_path / "older" / "checkpoints" / "8" / "manifest.json").unlink()
     path = tmp_path / "older" / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
     assert metadata["custom_metadata"]["steps"] == 3  # 6 to 8
@@ -303,6 +304,43 @@ def test_finished_run_is_evaluated_again_and_left_as_it_is(tmp_path, whole, caps
     assert "This run is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == files
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    # But a result that is cut off is written again.
+    final = tmp_path / "final.npz"
+    contents = final.read_bytes()
+    final.write_bytes(contents[: len(contents) // 2])
+    assert trainer.train_and_evaluate(tiny_config(), tmp_path) == expected
+    assert final.read_bytes() == contents
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    output = capsys.readouterr().out
+    assert output.count(f"{final} of {len(contents) // 2:,} bytes is cut off") == 1
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(tmp_path, capsys):
+    config = tiny_config()
+    trainer.train_and_evaluate(config, tmp_path / "whole")
+    with killed_at(11):
+        trainer.train_and_evaluate(config, tmp_path / "damaged")
+    assert saved_steps(tmp_path / "damaged") == [3, 6, 9]
+    folder = tmp_path / "damaged" / "checkpoints"
+    (folder / "9" / "default" / "manifest.ocdbt").write_bytes(b"")
+    capsys.readouterr()
+    trainer.train_and_evaluate(config, tmp_path / "damaged")
+    output = capsys.readouterr().out
+    assert "9 is damaged: default/manifest.ocdbt has 0 bytes, expected" in output
+    assert output.count("warning") == 1
+    assert "from the checkpoint of step 6" in output
+    assert (folder / "9.damaged").exists()
+    assert_bit_equal(
+        final_params(tmp_path / "damaged"), final_params(tmp_path / "whole")
+    )
+    assert untimed(tmp_path / "damaged") == untimed(tmp_path / "whole")
+
+
+def untimed(workdir):
+    return [
+        {name: x for name, x in row.items() if name != "train/images_per_sec"}
+        for row in rows(workdir)
+    ]
 
 
 def stop_at_call(monkeypatch, number):
@@ -474,7 +512,7 @@ def test_an_error_of_the_run_is_raised_though_its_last_save_fails_too(
     assert closed
     log = (tmp_path / "train.log").read_text()
     for text in (capsys.readouterr().out, log):
-        assert "could not be saved either: OSError: [Errno 28] No space left" in text
+        assert "could not be saved either: DiskError: " in text
     assert "NonFiniteError: Step 1: the loss on test is nan" in log
 
 

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from mixer_jax.files import DiskError
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.processes import RunStopped
 
@@ -74,3 +75,26 @@ def test_pythons_warnings_are_in_the_log_and_on_the_console(tmp_path, capsys):
     assert "UserWarning: these images are odd" in log
     assert "warning: " in capsys.readouterr().out
     assert warnings.showwarning is shown
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_the_run_goes_on(tmp_path, capfd):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with logging_to(tmp_path):
+        logger.info("a line")
+        logger.info("another")
+    found = capfd.readouterr()
+    assert found.out.endswith("a line\nanother\n")
+    assert found.err == (
+        f"warning: {tmp_path / 'train.log'} cannot be written: No space left on device."
+        " The run goes on without it.\n"
+    )
+
+
+def test_a_full_disk_is_one_message_and_names_no_log_that_does_not_have_it(
+    tmp_path, capfd
+):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with pytest.raises(DiskError) as caught, logging_to(tmp_path):
+        raise DiskError("checkpoints cannot be written")
+    assert not hasattr(caught.value, "__notes__")
+    assert capfd.readouterr().err.count("\n") == 1  # from the first line of the log
