@@ -62,7 +62,7 @@ def check_length(
         return
     old = config.copy_and_resolve_references()
     with old.ignore_type():
-        old.update({key: recorded[key] for key in LENGTH_KEYS})
+        old.update({key: recorded.get(key, 0) for key in LENGTH_KEYS})
     old = in_steps(old, num_examples)
     if old.total_steps == config.total_steps:
         return

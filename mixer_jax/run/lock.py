@@ -126,7 +126,7 @@ def _acquire(path: pathlib.Path) -> int:
             is_new = True
         except FileExistsError:
             try:
-                file, is_new = os.open(path, os.O_RDWR), False
+                file, is_new = os.open(path, os.O_RDWR | os.O_NOFOLLOW), False
             except FileNotFoundError:  # its run has just ended
                 continue
         is_ours = False

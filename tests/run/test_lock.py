@@ -115,6 +115,19 @@ def test_a_lock_that_a_crash_left_damaged_is_free(tmp_path, monkeypatch, content
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_is_not_written_through_a_link(tmp_path, there):
+    workdir, target = tmp_path / "run", tmp_path / "target"
+    workdir.mkdir()
+    (workdir / "run.lock").symlink_to(target)
+    if there:
+        target.write_text("mine")
+    with pytest.raises(OSError, match=r"run\.lock"), lock.locked(workdir):
+        raise AssertionError
+    assert target.exists() == there
+    assert not there or target.read_text() == "mine"
+
+
 class OtherMachine:
     """A lock that a process of another machine holds, on a disk that both see."""
 
