@@ -37,7 +37,7 @@ def test_damaged_files_are_refused_or_read_right(fuzzer_of, name, rng):
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_take_no_memory_and_no_time(name):
     """The long form, and that sound files are read: it begins with them."""
-    args = ["--inputs", "1000", "--seed", "1", "--hang", "120"]
+    args = ["--inputs", "1000", "--seed", "1", "--hang", "60"]
     command = [sys.executable, "-m", "tests.fuzzing", name, *args]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -118,9 +118,8 @@ def _of_jpeg(data: bytes) -> Declared:
 def _of_webp(data: bytes) -> Declared:
     kind = data[12:16]
     if kind == b"VP8X":
-        animated = data[20] & 2
-        sides = data[24:27], data[27:30]
-        return Declared(*(_little(x) + 1 for x in sides), 11 if animated else 8)
+        width, height = _little(data[24:27]) + 1, _little(data[27:30]) + 1
+        return Declared(width, height, 11 if data[20] & 2 else 8)  # 2: animated
     if kind == b"VP8L":
         bits = _little(data[21:25])
         return Declared(bits % 2**14 + 1, (bits >> 14) % 2**14 + 1, 8)

@@ -43,9 +43,12 @@ def keep_compiled_programs() -> None:
         logger.debug("Compiled programs are not kept: %s", error)
         return
     config.update("jax_compilation_cache_dir", str(folder))
-    config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS)
+    for name, value in (
+        ("jax_compilation_cache_max_size", MAX_BYTES),
+        ("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS),
+    ):
+        if name.upper() not in os.environ:
+            config.update(name, value)
 
 
 def _remove_cut_off(folder: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ def cache(tmp_path, monkeypatch):
     old = {name: getattr(jax.config, name) for name in SETTINGS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jnp.ones(3)  # a program too
     yield tmp_path / "mixer_jax" / "compiled"

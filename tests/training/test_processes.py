@@ -143,18 +143,26 @@ def test_eight_devices_train_as_one_does(
     assert_same_run(tmp_path, on_one_device)
 
 
-def test_two_processes_train_as_one_does_and_write_everything_once(
-    config, on_one_device, tmp_path
-):
-    first, second = finish(*start_two(tmp_path, config))
+@pytest.fixture(scope="module")
+def of_two_processes(config, tmp_path_factory):
+    """The workdir of a run, and what the second process printed."""
+    workdir = tmp_path_factory.mktemp("two")
+    first, second = finish(*start_two(workdir, config))
     assert "Done" in first, first + second
-    assert_same_run(tmp_path, on_one_device)
-    log = (tmp_path / "train.log").read_text()
+    return workdir, second
+
+
+def test_two_processes_train_as_one_does_and_write_everything_once(
+    of_two_processes, on_one_device
+):
+    workdir, second = of_two_processes
+    assert_same_run(workdir, on_one_device)
+    log = (workdir / "train.log").read_text()
     assert log.count("step 20  test") == log.count("Done in") == 1
     assert "on 8 x cpu" in log
     assert "step" not in second
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
-    assert len(rows(tmp_path)) == 22
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert len(rows(workdir)) == 22
 
 
 def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
@@ -186,11 +194,12 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("manifest", [True, False])
-def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, manifest):
-    whole = finish(*start_two(tmp_path / "whole", config))
-    assert "Done" in whole[0], whole
-    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
-    folder = tmp_path / "damaged" / "checkpoints"
+def test_two_processes_go_on_from_the_same_whole_checkpoint(
+    config, of_two_processes, tmp_path, manifest
+):
+    whole, _ = of_two_processes
+    workdir = shutil.copytree(whole, tmp_path / "damaged")
+    folder = workdir / "checkpoints"
     if manifest:
         part = next((folder / "20" / "default" / "ocdbt.process_0" / "d").iterdir())
         part.write_bytes(bytes(part.stat().st_size))
@@ -198,8 +207,8 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, ma
         for path in folder.glob("*/manifest.json"):
             path.unlink()
         (folder / "20" / "default" / "manifest.ocdbt").unlink()
-    (tmp_path / "damaged" / "final.npz").unlink()
-    first, second = finish(*start_two(tmp_path / "damaged", config))
+    (workdir / "final.npz").unlink()
+    first, second = finish(*start_two(workdir, config))
     assert "Traceback" not in first + second
     assert first.count("is now 20.damaged") == 1
     assert "20.damaged" not in second
@@ -207,10 +216,10 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(config, tmp_path, ma
     assert {x.name for x in folder.iterdir()} == {"10", "20", "20.damaged"}
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_params(tmp_path / "damaged"),
-        final_params(tmp_path / "whole"),
+        final_params(workdir),
+        final_params(whole),
     )
-    assert train_losses(tmp_path / "damaged") == train_losses(tmp_path / "whole")
+    assert train_losses(workdir) == train_losses(whole)
 
 
 @pytest.mark.slow
