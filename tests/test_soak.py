@@ -10,7 +10,7 @@ from . import soak
 @pytest.mark.parametrize(
     "plan",
     [
-        soak.Plan(kills=2, terms=1, damages=2, processes=1, steps=150, seed=0),
+        soak.Plan(kills=1, terms=1, damages=1, processes=1, steps=100, seed=0),
         soak.Plan(kills=1, terms=0, damages=0, processes=2, steps=60, seed=0),
     ],
 )

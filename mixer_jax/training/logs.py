@@ -97,6 +97,7 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
     else:
         console.setLevel(logging.WARNING)
     loggers = [logging.getLogger("mixer_jax"), logging.getLogger("py.warnings")]
+    levels = [logger.level for logger in loggers]
     logging.captureWarnings(True)
     for logger in loggers:
         logger.setLevel(PROGRESS)
@@ -115,7 +116,8 @@ def logging_to(workdir: pathlib.Path) -> Iterator[None]:
         raise
     finally:
         logging.captureWarnings(False)
-        for logger in loggers:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
             logger.propagate = True
             for handler in handlers:
                 logger.removeHandler(handler)

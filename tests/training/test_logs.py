@@ -27,6 +27,7 @@ def test_messages_are_in_the_log_and_on_the_console(tmp_path, capsys):
     log = run(tmp_path)
     assert capsys.readouterr().out == f"workdir  {tmp_path}\na line\n"
     assert log.endswith(" INFO a line\n")
+    assert logger.getEffectiveLevel() > logging.INFO  # as before
     logger.info("a line after the run")
     assert (tmp_path / "train.log").read_text() == log
 
