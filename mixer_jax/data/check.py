@@ -53,7 +53,7 @@ def check_images(split: str, source: Source) -> Iterator[Checked]:
         except ImageError as error:
             return Checked(split, labels, name, error=str(error))
         height, width = image.shape[:2]
-        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
         digest.update(f"{width} x {height}".encode())
         return Checked(split, labels, name, width, height, digest.digest())
 
