@@ -17,6 +17,7 @@ from mixer_jax.data.decode import ImageError
 from mixer_jax.run import config_file, trainer
 from mixer_jax.training import processes
 from mixer_jax.training.logs import TRACEBACK_NOTE
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.layout import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
         DatasetError,
         ImageError,
         CheckpointError,
+        MetricsError,
         KeyboardInterrupt,
         OSError,
     ) as error:

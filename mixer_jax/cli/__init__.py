@@ -20,6 +20,7 @@ from mixer_jax.data import names
 from mixer_jax.data.dataset import DatasetError
 from mixer_jax.data.decode import ImageError
 from mixer_jax.files import FileError
+from mixer_jax.training.rows import MetricsError
 from mixer_jax.weights.export import ExportError
 from mixer_jax.weights.layout import CheckpointError
 
@@ -48,6 +49,7 @@ def main() -> None:
         FileError,
         ImageError,
         UsageError,
+        MetricsError,
         MemoryError,
         OSError,
     ) as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mixer_jax.data.dataset import Dataset
 from mixer_jax.data.splits import count_parts
+from mixer_jax.data.values import is_whole
 
 Fingerprint = dict[str, Any]
 
@@ -38,6 +39,14 @@ def fingerprint(dataset: Dataset, expressions: Iterable[str] = ()) -> Fingerprin
         }
     classes = {"count": len(names), "names": _digest(x.encode() for x in names)}
     return {"classes": classes, "splits": splits}
+
+
+def is_fingerprint(x: Any) -> bool:
+    """Returns whether a value from a file is what `fingerprint` returns."""
+    if not isinstance(x, dict) or not isinstance(x.get("splits"), dict):
+        return False
+    parts = [x.get("classes"), *x["splits"].values()]
+    return all(isinstance(y, dict) and is_whole(y.get("count"), 0) for y in parts)
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -41,12 +41,15 @@ _BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\ufeff"
 # Longer names are not names. Unicode's forms of such texts can take minutes.
 _LONGEST = 1000
 
+# Halves of letters, which a JSON text may have alone. Those between stand for bytes in
+# names of files that are not in UTF-8.
+HALVES = r"[\ud800-\udc7f\udd00-\udfff]"
+
 
 def printable(text: object) -> str:
     r"""Returns a path or name that can be printed: bytes that are not UTF-8 as \xe9."""
-    return (
-        str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    )
+    text = re.sub(HALVES, lambda half: f"\\u{ord(half[0]):x}", str(text))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 Size = tuple[int, int]
 
+MOST_RESIZED = 20
+
 
 def as_size(value: int | Sequence[int]) -> Size:
     """Returns (height, width) for that, or for one number that stands for both."""
@@ -42,6 +44,16 @@ def parse_size(text: str) -> Size:
 def covers(size: int | Sequence[int], part: int | Sequence[int]) -> bool:
     """Returns whether images of `size` are as high and as wide as `part`, or more."""
     return all(a >= b for a, b in zip(as_size(size), as_size(part), strict=True))
+
+
+def is_resize(size: int | Sequence[int], crop: int | Sequence[int]) -> bool:
+    """Returns whether images are resized to `size` to be cut to `crop`.
+
+    It covers that, and is at most MOST_RESIZED times as high and wide: a file must not
+    make images that fit into no memory.
+    """
+    largest = [MOST_RESIZED * side for side in as_size(crop)]
+    return covers(size, crop) and covers(largest, size)
 
 
 def in_proportion(size: Size, old: Size, new: Size) -> Size:

@@ -1,6 +1,5 @@
 """What a run recorded of its training, as rows for a model card."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from typing import Any
 
 from mixer_jax.data.names import printable
 from mixer_jax.run.loading import LoadedModel
+from mixer_jax.training.rows import read_rows
 from mixer_jax.weights.published import BUCKET, without_secrets
 from mixer_jax.weights.reading import find_checkpoint
 
@@ -72,6 +72,9 @@ def _training(config: Mapping[str, Any]) -> str:
 
 def _last_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    rows = [json.loads(line) for line in lines if '/count"' in line]
-    return rows[-1] if rows else None
+    rows = read_rows(path) if path.is_file() else []
+    last = None
+    for row in rows:
+        if any(name.endswith("/count") for name in row):
+            last = row
+    return last

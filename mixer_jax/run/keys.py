@@ -10,6 +10,14 @@ from mixer_jax.blocks import REMAT_POLICIES
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.permute import PERMUTATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
+from mixer_jax.data.values import (
+    is_color,
+    is_number,
+    is_pair,
+    is_size,
+    is_text,
+    is_whole,
+)
 from mixer_jax.model import GELUS
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.optimizer import DECAYS, OPTIMIZERS
@@ -37,7 +45,7 @@ class Values:
         """Returns these values, and 0."""
         return Values(
             f"{self.expected}; or 0",
-            lambda x: (_is_whole(x) and x == 0) or self.include(x),
+            lambda x: (is_whole(x) and x == 0) or self.include(x),
         )
 
     def or_default(self, default: str = "what suits the device") -> "Values":
@@ -46,49 +54,29 @@ class Values:
         return Values(expected, lambda x: x is None or self.include(x))
 
 
-def _is_whole(x: Any, low: float = -math.inf) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= low
-
-
-def _is_number(x: Any, low: float = -math.inf) -> bool:
-    number = isinstance(x, int | float) and not isinstance(x, bool)
-    return number and math.isfinite(x) and x >= low
-
-
 def _is_text(x: Any) -> bool:
     # A flag gives None as a text. Nobody means a folder or dataset of that name.
-    return isinstance(x, str) and x.strip().lower() not in ("", "none", "null")
-
-
-def _is_pair(x: Any) -> bool:
-    return isinstance(x, tuple | list) and len(x) == 2
-
-
-def _is_size(x: Any, low: int) -> bool:
-    return _is_whole(x, low) or (_is_pair(x) and all(_is_whole(n, low) for n in x))
-
-
-def _is_color(x: Any, low: float) -> bool:
-    numbers = x if isinstance(x, tuple | list) else 3 * [x]
-    return len(numbers) == 3 and all(_is_number(n, low) and n <= 1 for n in numbers)
+    if not is_text(x) or "\0" in x:  # no path has that
+        return False
+    return x.strip().lower() not in ("", "none", "null")
 
 
 def _is_range(x: Any, high: float) -> bool:
-    return _is_pair(x) and all(map(_is_number, x)) and 0 < x[0] <= x[1] <= high
+    return is_pair(x) and all(map(is_number, x)) and 0 < x[0] <= x[1] <= high
 
 
 def _is_multiplier(x: Any) -> bool:
-    if not (_is_pair(x) and isinstance(x[0], str) and _is_number(x[1], 0)):
+    if not (is_pair(x) and _is_text(x[0]) and is_number(x[1], 0)):
         return False
     try:
-        re.compile(x[0])
-    except re.error:
+        re.compile(x[0][:1000])
+    except (re.error, OverflowError, RecursionError):
         return False
-    return True
+    return len(x[0]) <= 1000
 
 
 def _whole(low: int) -> Values:
-    return Values(f"a whole number, at least {low}", lambda x: _is_whole(x, low))
+    return Values(f"a whole number, at least {low}", lambda x: is_whole(x, low))
 
 
 def _size(low: int) -> Values:
@@ -96,11 +84,11 @@ def _size(low: int) -> Values:
         f"a whole number, at least {low}, or two for height and width, such as "
         "(320,224)"
     )
-    return Values(expected, lambda x: _is_size(x, low))
+    return Values(expected, lambda x: is_size(x, low))
 
 
 def _number(low: float) -> Values:
-    return Values(f"a number, at least {low}", lambda x: _is_number(x, low))
+    return Values(f"a number, at least {low}", lambda x: is_number(x, low))
 
 
 def _one_of(*choices: Any) -> Values:
@@ -109,7 +97,7 @@ def _one_of(*choices: Any) -> Values:
 
 BOOL = Values("True or False", lambda x: isinstance(x, bool))
 PROBABILITY = Values(
-    "a number, at least 0 and below 1", lambda x: _is_number(x, 0) and x < 1
+    "a number, at least 0 and below 1", lambda x: is_number(x, 0) and x < 1
 )
 TEXT = Values("a text that is not empty", _is_text)
 FOLDER = Values("a folder", _is_text).or_none()
@@ -141,12 +129,12 @@ KEYS = {
     "pp.mean": Values(
         "a number from 0 to 1, or three, for pixels from 0 to 1, such as "
         "(0.485,0.456,0.406)",
-        lambda x: _is_color(x, 0),
+        lambda x: is_color(x, 0),
     ).or_default(OF_FILE),
     "pp.std": Values(
         "a number above 0 and at most 1, or three, for pixels from 0 to 1, such as "
         "(0.229,0.224,0.225)",
-        lambda x: _is_color(x, math.ulp(0)),
+        lambda x: is_color(x, math.ulp(0)),
     ).or_default(OF_FILE),
     "pp.area_range": Values(
         "two numbers, the smaller one first, above 0 and at most 1",
@@ -160,11 +148,11 @@ KEYS = {
     "pp.randaugment": Values(
         "(layers, magnitude), a whole number and a number, both at least 0, such as "
         "(2, 15)",
-        lambda x: _is_pair(x) and _is_whole(x[0], 0) and _is_number(x[1], 0),
+        lambda x: is_pair(x) and is_whole(x[0], 0) and is_number(x[1], 0),
     ),
     "pp.permute": _one_of(*PERMUTATIONS).or_none(),
     "seed": Values(
-        "a whole number from 0 to 2**32 - 1", lambda x: _is_whole(x, 0) and x < 2**32
+        "a whole number from 0 to 2**32 - 1", lambda x: is_whole(x, 0) and x < 2**32
     ),
     "total_steps": _whole(0),
     "total_epochs": _number(0),
@@ -176,11 +164,11 @@ KEYS = {
     "loss": _one_of(*LOSSES),
     "label_smoothing": PROBABILITY,
     "mixup_p": _number(0),
-    "head_bias_init": Values("a number", _is_number),
+    "head_bias_init": Values("a number", is_number),
     "optimizer": _one_of(*OPTIMIZERS),
     "optim_dtype": _one_of("float32", "bfloat16"),
     "grad_norm_clip": Values(
-        "a number, at least 0; 0 for no limit", lambda x: x is None or _is_number(x, 0)
+        "a number, at least 0; 0 for no limit", lambda x: x is None or is_number(x, 0)
     ),
     "weight_decay": _number(0),
     "base_lr": _number(0),
@@ -213,13 +201,13 @@ KEYS = {
         lambda x: (
             isinstance(x, tuple | list)
             and len(x) > 0
-            and all(_is_whole(n, 1) for n in x)
+            and all(is_whole(n, 1) for n in x)
         ),
     ),
     "model.model_name": TEXT,
     "model.patches.size": Values(
         "two whole numbers, each at least 1, such as (16, 16)",
-        lambda x: _is_pair(x) and all(_is_whole(n, 1) for n in x),
+        lambda x: is_pair(x) and all(is_whole(n, 1) for n in x),
     ),
     "model.num_blocks": _whole(1),
     "model.hidden_dim": _whole(1),

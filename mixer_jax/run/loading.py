@@ -22,8 +22,9 @@ from mixer_jax.model import MlpMixer
 from mixer_jax.run.config import ConfigError
 from mixer_jax.run.model import build_model
 from mixer_jax.run.paths import resolved
+from mixer_jax.run.records import read_run
 from mixer_jax.run.resolution import adapt_model
-from mixer_jax.run.source import find_workdir, read_run, read_run_params
+from mixer_jax.run.source import find_workdir, read_run_params
 from mixer_jax.training.losses import LOSSES
 from mixer_jax.training.step import LossFn
 from mixer_jax.variants import count_patches
@@ -32,6 +33,7 @@ from mixer_jax.weights.layout import (
     CheckpointError,
     MixerSizes,
     check_params,
+    flatten,
     infer_model,
 )
 from mixer_jax.weights.published import without_secrets
@@ -241,6 +243,11 @@ def _load_workdir(workdir: pathlib.Path) -> LoadedModel:
         model = build_model(config["model"], len(class_names))
     except ConfigError as error:
         raise CheckpointError(f"{workdir / 'config.json'}: {error}") from error
+    if getattr(model, "num_blocks", 0) > (count := len(flatten(params))):
+        raise CheckpointError(
+            f"{workdir / 'config.json'}: model.num_blocks is {model.num_blocks}, more "
+            f"than the {count} arrays of parameters that are there."
+        )
     if config["model"].get("dtype", "") is None:  # what the devices are fast at
         is_tpu = jax.default_backend() == "tpu"
         model = model.clone(dtype="bfloat16" if is_tpu else "float32")

@@ -1,16 +1,15 @@
 """Where parameters are from: a run, or whatever else `mixer_jax.weights` reads."""
 
-import json
+import logging
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from mixer_jax.data.fingerprint import Fingerprint
-from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import HALF
 from mixer_jax.run.model import FIELD_DEFAULTS
+from mixer_jax.run.records import read_run
 from mixer_jax.variants import count_patches
 from mixer_jax.weights import huggingface, layout
 from mixer_jax.weights.about import ABOUT_FIELDS, About
@@ -19,24 +18,10 @@ from mixer_jax.weights.npz import merge_pretrained, read_checkpoint
 from mixer_jax.weights.reading import Weights, WeightsSource, open_weights
 from mixer_jax.weights.resolution import RESOLUTIONS, adapt
 
+logger = logging.getLogger(__name__)
+
 # Of the keys pp.*, those that are fields of EvalTransform and go with the parameters.
 TRANSFORM = ("crop", "evaluation", "resize", "interpolation", "mean", "std")
-
-
-class Run(NamedTuple):
-    """What the files in a workdir say of a run.
-
-    Attributes:
-      config: its config.json.
-      class_names: of its dataset.
-      multilabel: whether the images of its dataset have several labels.
-      fingerprint: of its data; None for a run of before these were kept.
-    """
-
-    config: dict[str, Any]
-    class_names: list[str]
-    multilabel: bool
-    fingerprint: Fingerprint | None
 
 
 def find_workdir(name_or_path: str | os.PathLike[str]) -> pathlib.Path | None:
@@ -57,56 +42,32 @@ def _is_workdir(folder: pathlib.Path) -> bool:
     return all((folder / x).is_file() for x in ("config.json", "class_names.json"))
 
 
-def read_run(workdir: pathlib.Path) -> Run:
-    """Reads what a run recorded of itself.
-
-    Raises:
-      CheckpointError: the folder is not there, or not the workdir of a run.
-    """
-    if not workdir.is_dir():
-        found = "is a file" if workdir.exists() else "is not there"
-        raise CheckpointError(
-            f"{printable(workdir)} {found}. Expected the workdir of a run, a folder."
-        )
-    for name in ("config.json", "class_names.json"):
-        if not (workdir / name).exists():
-            files = [
-                x.name
-                for x in workdir.iterdir()
-                if x.suffix in (".npz", ".json", ".safetensors")
-                or (x / "config.json").exists()
-            ]
-            raise CheckpointError(
-                f"{workdir} is a folder without a {name}, and so not the workdir of a "
-                "run. Name a workdir or a file. In it: "
-                f"{', '.join(sorted(files)) or '-'}"
-            )
-    dataset = workdir / "dataset.json"
-    about = _read_json(dataset) if dataset.exists() else {}
-    return Run(
-        _read_json(workdir / "config.json"),
-        _read_json(workdir / "class_names.json"),
-        about.get("multilabel", False),
-        about.get("fingerprint"),
-    )
-
-
 def read_run_params(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
     """Returns a run's parameters, and the file or checkpoint that they are from.
 
-    That is final.npz, or the newest checkpoint if the run is not finished.
+    That is final.npz, or the newest whole checkpoint if the run is not finished or that
+    file is damaged. A warning names what is damaged. Nothing is written.
 
     Raises:
       FileNotFoundError: there is neither.
-      CheckpointError: final.npz is damaged.
+      CheckpointError: final.npz is damaged, and there is no checkpoint.
+      DamagedError: all checkpoints are damaged, and final.npz is, or is not there.
     """
-    if (final := workdir / "final.npz").exists():
-        return read_checkpoint(final), str(final)
+    final, found = workdir / "final.npz", None
+    if final.exists():
+        try:
+            return read_checkpoint(final), str(final)
+        except CheckpointError as error:
+            found = error
     # Orbax takes a third of a second to import, and is seldom needed.
     from mixer_jax.training.checkpointing import read_latest_params, saved_steps
 
-    params = read_latest_params(workdir)
-    return params, f"{workdir}, step {saved_steps(workdir)[-1]}"
+    if found is not None and not saved_steps(workdir):
+        raise found
+    if found is not None:
+        logger.warning("%s The newest checkpoint is read instead.", found)
+    params, step = read_latest_params(workdir)
+    return params, f"{workdir}, step {step}"
 
 
 def open_source(name_or_path: str | os.PathLike[str]) -> WeightsSource:
@@ -232,10 +193,3 @@ def _square_grid(shapes: layout.Shapes) -> tuple[int, int]:
             "of patches: give the grid."
         )
     return side, side
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON file: {error}") from error

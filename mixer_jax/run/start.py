@@ -16,7 +16,8 @@ from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.model import FIELD_DEFAULTS
 from mixer_jax.run.paths import absolute_folder
 from mixer_jax.run.program import Program
-from mixer_jax.run.source import load_pretrained, read_run, read_run_params
+from mixer_jax.run.records import read_run
+from mixer_jax.run.source import load_pretrained, read_run_params
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import first_process_first

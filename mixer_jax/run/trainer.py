@@ -76,6 +76,7 @@ def train_and_evaluate(
         are not those that the run began with.
       DatasetError: the dataset is not there or not as expected.
       CheckpointError: the parameters to start from are not there or do not fit.
+      DamagedError: the run has checkpoints, and none is whole.
       NonFiniteError: loss or gradient are infinite or not a number.
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
@@ -105,15 +106,16 @@ def train_and_evaluate(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
-        start_step = step = checkpoints.latest_step() or 0
         check_same(
             "model, optimizer and step",
-            {"step": start_step} | describe_arrays(program.abstract_state),
+            {"step": checkpoints.latest_step()}
+            | describe_arrays(program.abstract_state),
         )
-        if start_step:
+        if checkpoints.latest_step() is not None:
             state = checkpoints.restore(program.abstract_state)
         else:
             state = initial_state(config, program, data.class_names, mesh)
+        start_step = step = checkpoints.latest_step() or 0  # restored
         check_same_copies("the parameters at the start", state.params)
         log_program(config, program, mesh, start_step)
         write_description(given_config, data, workdir)

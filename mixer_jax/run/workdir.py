@@ -24,10 +24,17 @@ from mixer_jax.run.paths import (
     resolved,
     with_absolute_paths,
 )
+from mixer_jax.run.records import (
+    read_recorded_config,
+    read_recorded_data,
+    read_recorded_names,
+)
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
-from mixer_jax.weights.npz import save_checkpoint
+from mixer_jax.training.rows import read_rows
+from mixer_jax.weights.layout import CheckpointError
+from mixer_jax.weights.npz import read_shapes, save_checkpoint
 
 # What may change between two starts of a run: the result does not depend on it.
 FREE_KEYS = {
@@ -101,7 +108,7 @@ def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.exists() or not _has_result(workdir):
         return {}
-    recorded = json.loads(path.read_text("utf-8"))
+    recorded = read_recorded_config(workdir)
     recorded.pop(AS_TYPED, None)
     return flatten(recorded)
 
@@ -163,9 +170,8 @@ def check_same_data(config: Config, data: Data, workdir: pathlib.Path) -> None:
         return
     differences = _differences(config, workdir).items()
     moved = {key: values for key, values in differences if is_dataset(key)}
-    path = workdir / "dataset.json"
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))["fingerprint"]
+    _, before = read_recorded_data(workdir)
+    if before:
         lines = changes(before, data.fingerprint)
     elif moved:  # and nothing shows that it is the same
         raise _other_config(workdir, moved)
@@ -193,7 +199,7 @@ def _changes_without_fingerprint(
     path = workdir / "class_names.json"
     lines = []
     if path.exists():
-        old, new = json.loads(path.read_text("utf-8")), list(data.class_names)
+        old, new = read_recorded_names(workdir), list(data.class_names)
         if old != new:
             changed = sorted(set(old) ^ set(new)) or ["their order"]
             lines.append(
@@ -215,10 +221,9 @@ def _changes_without_fingerprint(
 def _num_trained_on(config: Config, workdir: pathlib.Path) -> int | None:
     """Returns the number of training images, as the metrics of a run tell it."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rows = (json.loads(line) for line in lines if '"train/epoch"' in line)
-    row = next(rows, None)
-    return row and round(row["step"] * config.batch / row["train/epoch"])
+    rows = read_rows(path) if path.exists() else []
+    row = next((row for row in rows if row.get("train/epoch")), None)
+    return round(row["step"] * config.batch / row["train/epoch"]) if row else None
 
 
 def write_description(config: Config, data: Data, workdir: pathlib.Path) -> None:
@@ -248,13 +253,23 @@ def write_result(
       path: of the npz file.
       params: the model's parameters, on the devices of `mesh`.
       mesh: of the run.
-      overwrite: whether to write it where it exists too.
+      overwrite: whether to write it where a whole one exists too.
     """
     # One process looks, for all must take part.
-    missing = multihost_utils.broadcast_one_to_all(np.int32(not path.exists()))
-    if not (overwrite or missing):
+    is_first = jax.process_index() == 0
+    is_whole = not overwrite and is_first and _is_whole(path)
+    if multihost_utils.broadcast_one_to_all(np.int32(is_whole)):
         return
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
-    if jax.process_index() == 0:
+    if is_first:
         save_checkpoint(path, jax.device_get(whole))
     multihost_utils.sync_global_devices("final parameters written")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Returns whether an npz file is there and can be read; warns if it is damaged."""
+    try:
+        return path.exists() and bool(read_shapes(path))
+    except CheckpointError as error:
+        logger.warning("%s It is written again.", error)
+        return False

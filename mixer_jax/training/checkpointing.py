@@ -1,13 +1,17 @@
 """Checkpoints of a run with Orbax: written in the background, whole or not at all.
 
 Orbax writes to a temporary folder and renames it, so an interrupted save leaves the
-older checkpoints as they were. The position in the data needs no file: it follows from
-the state's step.
+older checkpoints as they were. Before the rename, the first process reads everything
+back and adds a manifest, with which a checkpoint is compared before it is used. The
+position in the data needs no file: it follows from the state's step.
 """
 
+import contextlib
 import logging
+import math
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +20,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from mixer_jax.files import most_array_bytes, parse_json
+from mixer_jax.training.manifest import (
+    METADATA,
+    DamagedError,
+    Manifest,
+    check_arrays,
+    check_files,
+    hash_arrays,
+    read_manifest,
+    write_manifest,
+)
+from mixer_jax.training.processes import current
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -27,32 +43,182 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def read_latest_params(workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads the parameters alone out of the newest checkpoint of a run.
+def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """Reads the parameters alone out of the newest checkpoint of a run that is whole.
 
-    Nothing is written, so the run may still be training.
+    Nothing is written, so the run may still be training. A warning names each newer
+    checkpoint that is damaged.
 
     Args:
       workdir: of the run.
 
     Returns:
-      The parameters as numpy arrays, whatever devices they were on.
+      The parameters as numpy arrays, whatever devices they were on, and their step.
 
     Raises:
       FileNotFoundError: the run has saved no checkpoint yet.
+      DamagedError: all checkpoints are damaged.
     """
-    steps = saved_steps(workdir)
-    if not steps:
-        raise FileNotFoundError(
-            f"{workdir} holds neither final.npz nor a checkpoint: the run has not "
-            "reached its first checkpoint_every steps yet."
-        )
-    path = workdir.absolute() / "checkpoints" / str(steps[-1]) / "default"
-    handler = ocp.PyTreeCheckpointHandler()
-    item = {"params": handler.metadata(path).tree["params"]}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
-    args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
-    return handler.restore(path, args=args)["params"]
+    while steps := saved_steps(workdir):
+        for step in reversed(steps):
+            folder = _folder(workdir, step)
+            try:
+                manifest, tree = _check(folder), _read(folder, "params")
+                if manifest is not None:
+                    check_arrays(tree, manifest)
+                return tree["params"], step
+            except DamagedError as error:
+                logger.warning("The checkpoint %s is damaged: %s", folder, error)
+        if saved_steps(workdir) == steps:  # else the run has deleted them meanwhile
+            raise DamagedError(
+                f"All checkpoints in {workdir / 'checkpoints'} are damaged. Put a copy "
+                "of one there, or train again."
+            )
+    raise FileNotFoundError(
+        f"{workdir} holds neither final.npz nor a checkpoint: the run has not reached "
+        "its first checkpoint_every steps yet."
+    )
+
+
+def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir.absolute() / "checkpoints" / str(step)
+
+
+def _check(folder: pathlib.Path) -> Manifest | None:
+    """Returns the manifest of a checkpoint with which its files agree.
+
+    None for a checkpoint of an older run, which has no manifest; all of it can be read.
+
+    Raises:
+      DamagedError: its files do not agree, or it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        _read(folder)
+        _read_numbers(folder)
+    else:
+        check_files(folder, manifest)
+    return manifest
+
+
+def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
+    """Returns the numbers that were given to a save; {} if that is of an older run.
+
+    Raises:
+      DamagedError: they cannot be read.
+    """
+    try:
+        content = parse_json((folder / METADATA).read_bytes())
+        return dict(content.get("custom_metadata") or {})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{METADATA} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _late_reads_ignored() -> Iterator[None]:
+    """Keeps Python from showing a traceback for each read that nobody waits for.
+
+    At the first error Orbax closes its event loop, and other reads end later, also
+    after this block: if it ends with an error, they are ignored from then on.
+    """
+    hook, asyncio_logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Task exception was never retrieved")
+
+    sys.unraisablehook = show
+    asyncio_logger.addFilter(is_shown)
+    yield
+    sys.unraisablehook = hook
+    asyncio_logger.removeFilter(is_shown)
+
+
+@_late_reads_ignored()
+def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
+    """Reads the trees `names` of a state, or all of it, as numpy arrays.
+
+    Raises:
+      DamagedError: they cannot be read.
+    """
+    path, handler = folder / "default", ocp.PyTreeCheckpointHandler()
+    try:
+        tree = handler.metadata(path).tree
+        item = {name: tree[name] for name in names or tree}
+        needed = sum(_num_bytes(x) for x in jax.tree.leaves(item))
+        if names and needed > most_array_bytes(_size_of(folder)):
+            raise ValueError(f"its arrays would take {needed:,} bytes")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
+        return handler.restore(path, args=args)
+    except Exception as error:  # of any class, as its libraries raise them
+        reason = str(error).partition(" [tensorstore_spec")[0]
+        raise DamagedError(
+            f"it cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _num_bytes(array: Any) -> int:
+    """Returns the size of an array of which Orbax has read the shape and the dtype."""
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def _size_of(folder: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _use_newest(workdir: pathlib.Path) -> None:
+    """Renames the checkpoints that are newer than the newest whole one.
+
+    The first process does; the others wait for it.
+
+    Raises:
+      DamagedError: there were checkpoints, and none is whole.
+    """
+    if jax.process_index() == 0:
+        steps = saved_steps(workdir)
+        while steps:
+            try:
+                _check(_folder(workdir, steps[-1]))
+                break
+            except DamagedError as error:
+                _set_aside(workdir, steps.pop(), str(error))
+        folder = workdir / "checkpoints"
+        if not steps and (damaged := sorted(folder.glob("*.damaged*"))):
+            raise DamagedError(
+                f"No checkpoint of the run in {workdir} is whole: see "
+                f"{', '.join(x.name for x in damaged)} in {folder}. To continue the "
+                f"run, put a copy of one there, in a folder that has the step as its "
+                "name. To begin again, remove that folder."
+            )
+    _tell_all("to check the newest checkpoint", senders=[0])
+
+
+def _set_aside(workdir: pathlib.Path, step: int, fault: str) -> None:
+    """Renames a damaged checkpoint, so that it is none for Orbax any more."""
+    folder = _folder(workdir, step)
+    aside, count = folder.with_name(f"{step}.damaged"), 1
+    while aside.exists():
+        aside, count = folder.with_name(f"{step}.damaged{count}"), count + 1
+    folder.rename(aside)
+    logger.warning(
+        "The checkpoint %s is damaged: %s. It is now %s, and of no use; the run goes "
+        "on from the one before.",
+        folder,
+        fault,
+        aside.name,
+    )
+
+
+def _tell_all(what: str, value: str = "", senders: list[int] | None = None) -> str:
+    """Returns what processes tell of it, the first that is not empty."""
+    watch = current()
+    if watch is None:
+        return value
+    return next(filter(None, watch.collect(what, value, senders, math.inf)), "")
 
 
 class Checkpoints:
@@ -61,10 +227,17 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int):
         """Opens the folder, or makes it.
 
+        Newer checkpoints than the newest whole one are set aside, with a warning.
+
         Args:
           workdir: of the run.
           keep: how many checkpoints stay; older ones are deleted.
+
+        Raises:
+          DamagedError: there were checkpoints, and none is whole.
         """
+        _use_newest(workdir)
+        self._workdir, self._saving_step = workdir, 0
         self.path = workdir / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self.path.absolute(),
@@ -72,11 +245,24 @@ class Checkpoints:
                 preservation_policy=preservation_policy.LatestN(keep),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(
+                    # In the background thread of the first process, after all have
+                    # written, and before the rename.
+                    post_finalization_callback=self._complete
+                ),
                 # Just after a crash a disk may show hosts different lists.
                 single_host_load_and_broadcast=True,
+                # No file of a checkpoint is read that is not known to be whole.
+                lightweight_initialize=True,
             ),
             handler_registry=_handlers(),
         )
+
+    def _complete(self) -> None:
+        """Adds the manifest to what was just written, if that can be read back."""
+        folder = _folder(self._workdir, self._saving_step)
+        folder = folder.with_name(folder.name + ocp.utils.TMP_DIR_SUFFIX)
+        write_manifest(folder, hash_arrays(_read(folder)))
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""
@@ -94,6 +280,8 @@ class Checkpoints:
           numbers: to keep with the checkpoint, for `latest_numbers`.
         """
         if step != self.latest_step():
+            self._manager.wait_until_finished()  # _complete reads the step
+            self._saving_step = step
             self._manager.save(
                 step,
                 args=ocp.args.PyTreeSave(state),
@@ -104,23 +292,43 @@ class Checkpoints:
     def latest_numbers(self) -> dict[str, float]:
         """Returns what was given to the newest save; {} if that is of an older run."""
         step = self.latest_step()
-        if step is None:
-            return {}
-        return dict(self._manager.metadata(step).custom_metadata or {})
+        return {} if step is None else _read_numbers(_folder(self._workdir, step))
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, on the devices and with the shardings of `like`.
 
+        If its arrays are not those that were saved, the checkpoint is set aside, and
+        the one before is restored.
+
         Args:
           like: a state, or the shapes, dtypes and shardings of one.
+
+        Raises:
+          DamagedError: there is none before.
         """
-        step = self.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args)
-        state = self._manager.restore(step, args=args)
-        logger.info("start    from the checkpoint of step %d", step)
-        return state
+        while True:
+            step = self.latest_step()
+            state = self._manager.restore(step, args=args)
+            fault = _tell_all("to look at what it restored", self._fault(step, state))
+            if not fault:
+                logger.info("start    from the checkpoint of step %d", step)
+                return state
+            if jax.process_index() == 0:
+                _set_aside(self._workdir, step, fault)
+            _use_newest(self._workdir)
+            self._manager.reload()
+
+    def _fault(self, step: int, state: TrainState) -> str:
+        """Returns what is wrong with arrays that were read; "" if nothing is."""
+        try:
+            if (manifest := read_manifest(_folder(self._workdir, step))) is not None:
+                check_arrays(state, manifest)
+        except DamagedError as error:
+            return str(error)
+        return ""
 
     def wait(self) -> None:
         """Waits until what was saved is on disk; raises what went wrong there."""

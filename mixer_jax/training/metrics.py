@@ -13,9 +13,11 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
+from mixer_jax.data.names import listing
 from mixer_jax.files import replace_when_whole
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import PROGRESS
+from mixer_jax.training.rows import parse_row
 from mixer_jax.training.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -165,14 +167,7 @@ class MetricsWriter:
         if not enabled:  # another process writes
             return
         path = workdir / "metrics.jsonl"
-        text = path.read_text("utf-8") if path.exists() else ""
-        rows = text.splitlines(keepends=True)
-        kept = [row for row in rows if _step_of(row) <= start_step]
-        last = [json.loads(row) for row in kept if _step_of(row) == start_step]
-        self._known = {name for row in last for name in row}
-        if kept != rows:
-            with replace_when_whole(path) as partial:
-                partial.write_text("".join(kept), "utf-8")
+        self._known = _keep_rows(path, start_step)
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
@@ -196,11 +191,27 @@ class MetricsWriter:
         self._events.close()
 
 
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except json.JSONDecodeError:  # cut off in the middle
-        return float("inf")
+def _keep_rows(path: pathlib.Path, last_step: int) -> set[str]:
+    """Removes the rows after a step; returns the names of the numbers at that step.
+
+    What is damaged is removed too. If rows follow that stay, a warning says so.
+    """
+    if not path.exists():
+        return set()
+    with path.open("rb") as file:
+        lines = file.readlines()
+    rows = {i: parse_row(line) for i, line in enumerate(lines)}
+    kept = {i: row for i, row in rows.items() if row and row["step"] <= last_step}
+    damaged = [i + 1 for i in range(max(kept, default=0)) if not rows[i]]
+    if damaged:
+        numbers = listing(list(map(str, damaged)))
+        logger.warning("%s: damaged, and removed, are the lines %s", path, numbers)
+    whole = [lines[i].rstrip(b"\n") + b"\n" for i in kept]
+    if whole != lines:
+        with replace_when_whole(path) as partial:
+            partial.write_bytes(b"".join(whole))
+    last = [row for row in kept.values() if row["step"] == last_step]
+    return {name for row in last for name in row}
 
 
 class Progress:

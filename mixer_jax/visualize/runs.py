@@ -1,15 +1,15 @@
 """How runs went: their metrics by step."""
 
 import itertools
-import json
 import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from mixer_jax.visualize.show import plain, shortened
+from mixer_jax.training.rows import read_rows
+from mixer_jax.visualize.show import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,28 +152,12 @@ def read_metrics(workdir: pathlib.Path) -> Curves:
     """Reads <workdir>/metrics.jsonl as points (step, value) by (split, metric).
 
     Raises:
-      FileNotFoundError: it is not there.
-      ValueError: one of its lines is damaged. The last one may be incomplete, as it is
-        while the run writes it.
+      FileNotFoundError, MetricsError: as `read_rows`.
     """
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file. Is {workdir} a run's workdir?")
     curves: Curves = {}
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    for i, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row: Mapping[str, float] = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {i}: found {shortened(line.strip(), 60)!r}. Expected "
-                'a JSON object with a "step".'
-            ) from error
+    for row in read_rows(workdir / "metrics.jsonl"):
+        step = int(row.pop("step"))
         for name, value in row.items():
-            if name != "step":
-                split, _, metric = name.rpartition("/")
-                curves.setdefault((split, metric), []).append((step, value))
+            split, _, metric = name.rpartition("/")
+            curves.setdefault((split, metric), []).append((step, value))
     return curves

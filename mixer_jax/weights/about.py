@@ -8,11 +8,14 @@ called the same and ".json".
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.files import replace_when_whole
+from mixer_jax.data.interpolate import INTERPOLATIONS
+from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.sizes import is_resize
+from mixer_jax.data.values import are_names, is_color, is_name, is_number, is_size
+from mixer_jax.files import parse_json, read_json, replace_when_whole
 from mixer_jax.model import GELUS, MlpMixer
 from mixer_jax.weights.layout import CheckpointError
 
@@ -63,11 +66,7 @@ def read_beside(path: str | os.PathLike[str]) -> About:
     path = beside(path)
     if not path.exists():
         return About()
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON file: {error}") from error
-    return _checked(str(path), values)
+    return _checked(str(path), read_json(path, CheckpointError))
 
 
 def beside(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -92,7 +91,7 @@ def from_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> 
     ]
     try:
         values = {
-            key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
+            key: metadata[key] if key in _TEXTS else parse_json(metadata[key])
             for key in keys
         }
     except ValueError as error:
@@ -106,29 +105,44 @@ def _as_dict(about: About) -> dict[str, Any]:
 
 
 def _checked(where: str, values: Any) -> About:
-    problem = None
     if not isinstance(values, dict):
-        problem = f"found {values!r:.60}, expected an object"
-        values = {}
+        values = {"the whole": values}
+    for key, (is_right, expected) in _RULES.items():
+        if key in values and not is_right(values[key]):
+            raise CheckpointError(
+                f"{where}: {key} is {values[key]!r:.200}, expected {expected}. Write "
+                "the file again: mixer-jax convert"
+            )
     fields = {key: values[key] for key in ABOUT_FIELDS if key in values}
-    names, transform = values.get("class_names"), values.get("transform", {})
-    if fields.get("gelu", "tanh") not in GELUS:
-        problem = f"gelu is {fields['gelu']!r}, expected {' or '.join(GELUS)}"
-    elif not isinstance(fields.get("layer_norm_epsilon", 1e-6), int | float):
-        problem = (
-            f"layer_norm_epsilon is {fields['layer_norm_epsilon']!r}, expected a number"
-        )
-    elif names is not None and not (
-        isinstance(names, list) and all(isinstance(x, str) for x in names)
-    ):
-        problem = f"class_names is {names!r:.60}, expected a list of names"
-    else:
-        try:
-            _ = EvalTransform(**{"crop": 1, **transform}).steps
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"transform is {transform!r:.200}: {error!r}"
-    if problem:
-        raise CheckpointError(
-            f"{where}: {problem}. Write the file again: mixer-jax convert"
-        )
-    return About(fields, transform, names)
+    return About(fields, values.get("transform", {}), values.get("class_names"))
+
+
+def _is_transform(x: Any) -> bool:
+    rules = {
+        "crop": lambda x: is_size(x, 1),
+        "resize": lambda x: is_size(x, 1),
+        "evaluation": lambda x: x in list(EVALUATIONS),
+        "interpolation": lambda x: x in [None, *INTERPOLATIONS],
+        "mean": lambda x: is_color(x, 0),
+        "std": lambda x: is_color(x, 1e-6),
+    }
+    if not isinstance(x, dict) or not all(k in rules and rules[k](x[k]) for k in x):
+        return False
+    is_cut = "resize" in x and x.get("evaluation", "resize") != "resize"
+    return not is_cut or ("crop" in x and is_resize(x["resize"], x["crop"]))
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "the whole": (lambda x: False, "an object"),
+    "model_name": (is_name, "a text"),
+    "gelu": (lambda x: x in list(GELUS), " or ".join(GELUS)),
+    "layer_norm_epsilon": (
+        lambda x: is_number(x) and 0 < x < 1,
+        "a number between 0 and 1",
+    ),
+    "class_names": (lambda x: x is None or are_names(x), "a list of names"),
+    "transform": (
+        _is_transform,
+        "what EvalTransform.as_dict returns",
+    ),
+}

@@ -1,10 +1,11 @@
 """The names of a model's classes, from a file."""
 
-import json
 import logging
 import pathlib
 from collections import Counter
 
+from mixer_jax.data.values import is_name
+from mixer_jax.files import LARGEST_JSON, parse_json
 from mixer_jax.weights.layout import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,10 @@ def read_class_names(path: pathlib.Path) -> list[str]:
       OSError: there is no such file.
       CheckpointError: it is empty or not in UTF-8, or holds anything but names.
     """
+    with path.open("rb") as file:
+        data = file.read(LARGEST_JSON + 1)
     try:
-        text = path.read_text("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(
             f"{path} is not a text in UTF-8: {error.reason} at byte {error.start}. "
@@ -36,22 +39,23 @@ def read_class_names(path: pathlib.Path) -> list[str]:
         names = _parse_json(path, text)
     else:
         names = [line.strip() for line in text.rstrip().splitlines()]
+    if len(data) > LARGEST_JSON or not names:
+        found = "is larger than 16 MB" if names else "is empty"
+        raise CheckpointError(f"{path} {found}. {_EXPECTED}")
     for i, name in enumerate(names, start=1):
-        if not isinstance(name, str) or not name.strip():
-            raise CheckpointError(f"{path}: name {i} is {name!r}. {_EXPECTED}")
-    if not names:
-        raise CheckpointError(f"{path} is empty. {_EXPECTED}")
+        if not is_name(name):
+            raise CheckpointError(f"{path}: name {i} is {name!r:.80}. {_EXPECTED}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        shown = ", ".join(map(repr, twice[:5]))
+        shown = ", ".join(f"{name!r:.80}" for name in twice[:5])
         logger.warning("%s has the same name for several classes: %s", path, shown)
     return names
 
 
 def _parse_json(path: pathlib.Path, text: str) -> list:
     try:
-        names = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
+        names = parse_json(text) if text.strip() else []
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is no JSON file: {error}. {_EXPECTED}"
         ) from error

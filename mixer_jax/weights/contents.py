@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import zipfile
+from collections.abc import Sequence
 
 from mixer_jax.data.formats import describe_text
 
@@ -40,8 +41,9 @@ def kind_of_file(path: pathlib.Path) -> str | None:
         start = file.read(1024)
     if not start:
         return "an empty file. Fetch or copy it again."
-    if zipfile.is_zipfile(path):
-        return _kind_of_archive(path)
+    if archive := open_zip(path):
+        with archive:
+            return _kind_of_archive(path, archive.namelist())
     for pattern, kind in _KINDS:
         if re.compile(pattern, re.DOTALL).match(start):
             return f"{kind}."
@@ -51,14 +53,26 @@ def kind_of_file(path: pathlib.Path) -> str | None:
     return text and f"{text}. Download the file again."
 
 
-def _kind_of_archive(path: pathlib.Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith(".npy") for name in names):
+def open_zip(path: pathlib.Path) -> zipfile.ZipFile | None:
+    """Opens a zip archive; None if it is none, or its table of contents is damaged."""
+    try:
+        return zipfile.ZipFile(path)
+    # It raises whatever the bytes lead to, from BadZipFile to OverflowError.
+    except Exception:
+        return None
+
+
+def may_be_npz(names: Sequence[str]) -> bool:
+    """Returns whether an archive with files of these names may be an npz file."""
+    return not names or any(name.endswith(".npy") for name in names)
+
+
+def _kind_of_archive(path: pathlib.Path, names: Sequence[str]) -> str:
+    if names and may_be_npz(names):
         return "an npz file. Give it a name that ends in .npz."
     if any(name.endswith("data.pkl") for name in names):
         return pickle_advice(str(path), str(path.with_suffix(".safetensors")))
-    first = ", ".join(names[:3]) or "nothing"
+    first = ", ".join(f"{name:.100}" for name in names[:3]) or "nothing"
     return f"a zip archive without arrays, of {first}. Unpack it first."
 
 

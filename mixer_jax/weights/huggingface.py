@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.data.sizes import size_text
-from mixer_jax.files import replace_folder_when_whole
+from mixer_jax.files import read_json, replace_folder_when_whole
 from mixer_jax.weights import layout
 from mixer_jax.weights.about import About, to_metadata
 from mixer_jax.weights.card import make_card, timm_arguments
@@ -217,8 +217,8 @@ def _is_own(folder: pathlib.Path) -> bool:
     if {x.name for x in folder.iterdir()} - {CONFIG, PARAMETERS, CARD}:
         return False
     try:
-        values = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
+        values = read_json(folder / CONFIG, layout.CheckpointError)
+    except (OSError, layout.CheckpointError):
         return False
     return isinstance(values, dict) and values.get(_WRITTEN_BY[0]) == _WRITTEN_BY[1]
 

@@ -6,9 +6,10 @@ without a config, has its sizes inferred from the shapes of the published parame
 """
 
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,7 +146,7 @@ def infer_sizes(shapes: Shapes, where: str) -> MixerSizes:
         if not found:
             raise CheckpointError(
                 f"{where}: no key ends in {suffix!r} with {rank} axes, and a Mixer "
-                f"has at least one. Found {', '.join(list(shapes)[:6])}, ..."
+                f"has at least one. Found {first_keys(shapes)}, ..."
             )
         return statistics.mode(found)  # so that the odd one out is named later
 
@@ -208,17 +209,24 @@ def check_params(
 def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
     """Raises a CheckpointError that names every missing, unknown and misshapen key."""
     lines = [
-        f"  {key}: missing, expected {shape}"
+        f"{key}: missing, expected {shape}"
         for key, shape in expected.items()
         if key not in found
     ]
     lines += [
-        f"  {key}: found {shape}, expected {expected.get(key, 'no such key')}"
+        f"{key}: found {shape}, expected {expected.get(key, 'no such key')}"
         for key, shape in found.items()
         if shape != expected.get(key)
     ]
     if lines:
-        raise CheckpointError("\n".join([where, *lines]))
+        raise CheckpointError(listed(where, lines))
+
+
+def listed(about: str, lines: Sequence[str]) -> str:
+    """Returns a message with a list of keys, which may be many and long."""
+    shown = [f"  {line:.200}" for line in lines[:500]]
+    more = [f"  and {len(lines) - 500:,} more"] if len(lines) > 500 else []
+    return "\n".join([about, *shown, *more])
 
 
 def no_mixer(
@@ -234,13 +242,18 @@ def no_mixer(
       usual: a key, in quotes, that every Mixer has in such a file.
     """
     keys = list(keys)
-    found = ", ".join(keys[:6]) or "no keys at all"
+    found = first_keys(keys) or "no keys at all"
     more = ", ..." if len(keys) > 6 else ""
     what = looks_like(keys)
     hint = f": this looks like {what}" if what else ""
     return CheckpointError(
         f"{where}: no Mixer, which has keys such as {usual}. Found {found}{more}{hint}."
     )
+
+
+def first_keys(keys: Iterable[str]) -> str:
+    """Returns the first keys, which a file may have made long."""
+    return ", ".join(f"{key:.100}" for key in itertools.islice(keys, 6))
 
 
 def looks_like(keys: Iterable[str]) -> str | None:

@@ -6,8 +6,6 @@ import os
 import pathlib
 import re
 import shlex
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from mixer_jax.files import replace_when_whole
-from mixer_jax.weights import contents, layout, names, resolution
+from mixer_jax.weights import archive, layout, names, resolution
 from mixer_jax.weights.about import beside
 
 logger = logging.getLogger(__name__)
@@ -29,6 +27,8 @@ _OLDER_KEYS = {
     r"_mixing_phase_0/(kernel|bias)1$": r"_mixing/Dense_0/\1",
     r"_mixing_phase_0/(kernel|bias)2$": r"_mixing/Dense_1/\1",
 }
+
+_DEEPEST = 50  # words in a key
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -55,15 +55,9 @@ def read_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
 
 
 def peek_shapes(path: str | os.PathLike[str]) -> layout.Shapes:
-    """Returns the shapes of the parameters in an npz file, of which none is read.
-
-    Where the file does not tell them, it is read and checked as in read_shapes.
-    """
-    try:
-        with _open(pathlib.Path(path)) as file:
-            return dict(_peek_shape(file, name) for name in file.files)
-    except (KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
-        return read_shapes(path)
+    """Returns the shapes of the parameters in an npz file, of which none is read."""
+    with archive.open_npz(pathlib.Path(path)) as file:
+        return {key: _published_shape(x) for key, x in _by_key(path, file).items()}
 
 
 def save_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
@@ -209,46 +203,49 @@ def check_values(array: Any, where: str) -> None:
 def _read_arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields published keys and arrays, each checked by itself."""
     narrow = []
-    with _open(path) as file:
-        keys = {name: _published_key(name) for name in file.files}
-        is_known = any(map(names.is_published, keys.values()))
-        if not keys or (layout.looks_like(keys.values()) and not is_known):
-            raise layout.no_mixer(keys.values(), str(path))
-        for name, key in keys.items():
-            try:
-                array = file[name]
-            except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+    with archive.open_npz(path) as file:
+        members = _by_key(path, file)
+        for key, member in members.items():
+            name = f"{member.name:.100}"
+            dtype = member.dtype
+            if dtype == "V2":  # what NumPy makes of bfloat16 in an npz file
+                dtype = np.dtype(ml_dtypes.bfloat16)
+            if dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
                 raise layout.CheckpointError(
-                    f"{path}: {name} cannot be read ({e}). Either the file is damaged, "
-                    "and another copy is needed, or it holds pickled objects, which "
-                    "are refused since loading them could run any code."
-                ) from e
-            if array.dtype == "V2":  # what NumPy makes of bfloat16 in an npz file
-                array = array.view(ml_dtypes.bfloat16)
-            if array.dtype in (np.float16, ml_dtypes.bfloat16):
-                narrow.append(str(array.dtype))
-                array = array.astype(np.float32)
-            if array.dtype != np.float32:
-                raise layout.CheckpointError(
-                    f"{path}: {name} is {array.dtype}, expected float32, float16 or "
+                    f"{path}: {name} is {dtype!s:.80}, expected float32, float16 or "
                     "bfloat16. If that is meant, convert all of them:\n  "
                     + _conversion(path)
                 )
+            array = file.read(member).view(dtype)
+            if dtype != np.float32:
+                narrow.append(str(dtype))
+                array = array.astype(np.float32)
             check_values(array, f"{path}: {name}")
-            yield key, _published_axes(name, array)
-    log_widening(str(path), narrow, len(keys))
+            yield key, array.reshape(_published_shape(member))
+    log_widening(str(path), narrow, len(members))
 
 
-def _peek_shape(file: Any, name: str) -> tuple[str, tuple[int, ...]]:
-    """Returns the published key and the shape of an array in an open npz file."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    with file.zip.open(f"{name}.npy") as member:
-        shape, _, _ = readers[np.lib.format.read_magic(member)](member)
-    array = np.broadcast_to(np.float32(0), shape)  # takes no memory
-    return _published_key(name), _published_axes(name, array).shape
+def _by_key(path: Any, file: archive.Archive) -> dict[str, archive.Member]:
+    """Returns the arrays of an open file by their published keys, or refuses them."""
+    members = {_published_key(x.name): x for x in file.members}
+    for member in file.members:
+        key = _published_key(member.name)
+        parts = key.split("/")
+        above = ["/".join(parts[:i]) for i in range(1, min(len(parts), _DEEPEST))]
+        if (
+            members[key] is not member
+            or len(parts) > _DEEPEST
+            or "" in parts
+            or any(x in members for x in above)
+        ):
+            raise layout.CheckpointError(
+                f"{path}: {member.name:.100} cannot stand beside the other arrays: "
+                "expected one for each key, such as stem/bias. Write the file again."
+            )
+    is_known = any(map(names.is_published, members))
+    if not members or (layout.looks_like(members) and not is_known):
+        raise layout.no_mixer(members, str(path))
+    return members
 
 
 def log_widening(where: str, dtypes: Sequence[str], count: int) -> None:
@@ -271,51 +268,17 @@ def _conversion(path: pathlib.Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _open(path: pathlib.Path) -> Any:
-    """Opens an npz file lazily, or says what the path is instead."""
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"{path} is a folder, expected an npz file. In it: "
-            f"{', '.join(sorted(x.name for x in path.glob('*.npz'))) or 'no npz files'}"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file.")
-    with path.open("rb") as file:
-        start = file.read(8)
-    problem = "it ends before its table of contents"
-    try:
-        if zipfile.is_zipfile(path):
-            archive = np.load(path, allow_pickle=False)
-            members = archive.zip.namelist()
-            if not members or any(name.endswith(".npy") for name in members):
-                return archive
-            archive.close()
-    except (ValueError, zipfile.BadZipFile) as e:
-        problem = str(e)
-    if kind := contents.kind_of_file(path):
-        raise layout.CheckpointError(f"{path} is no npz file but {kind}")
-    if start.startswith(b"PK"):
-        raise layout.CheckpointError(
-            f"{path} of {path.stat().st_size:,} bytes is cut off or damaged: "
-            f"{problem}. Fetch or copy the file again."
-        )
-    raise layout.CheckpointError(
-        f"{path} is no npz file (a zip archive of arrays): it begins with {start!r}."
-    )
-
-
 def _published_key(key: str) -> str:
     for pattern, replacement in _OLDER_KEYS.items():
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _published_axes(name: str, array: np.ndarray) -> np.ndarray:
+def _published_shape(member: archive.Member) -> tuple[int, ...]:
     """Drops axes that the older layout has more, of size 1: the first ones first."""
-    key = _published_key(name)
-    if key == name or "_mixing/" not in key:
-        return array
-    rank = 2 if key.endswith("kernel") else 1
-    while array.ndim > rank and 1 in array.shape:
-        array = array.squeeze(array.shape.index(1))
-    return array
+    key, shape = _published_key(member.name), list(member.shape)
+    if key != member.name and "_mixing/" in key:
+        rank = 2 if key.endswith("kernel") else 1
+        while len(shape) > rank and 1 in shape:
+            shape.remove(1)
+    return tuple(shape)

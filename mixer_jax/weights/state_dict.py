@@ -81,7 +81,7 @@ def read_header(path: str | os.PathLike[str], packages: Collection[Package]) -> 
     wrong += [f"{x}: unknown" for x in sorted(found.keys() - wanted)]
     if wrong:
         about = f"{path} is not a Mixer of {package.name}:"
-        raise layout.CheckpointError("\n  ".join([about, *wrong]))
+        raise layout.CheckpointError(layout.listed(about, wrong))
     return Header(package, {k: found[x] for k, x in expected.items()}, metadata)
 
 
@@ -166,7 +166,7 @@ def save_state_dict(
             f"{path}: not written. The Mixer of {package.name} has the published "
             "parameters only:"
         )
-        raise layout.CheckpointError("\n  ".join([about, *wrong]))
+        raise layout.CheckpointError(layout.listed(about, wrong))
     sizes = layout.infer_model(params)
     with_head = sizes.num_classes is not None
     theirs = names.pytorch_names(package.name, sizes.variant.num_blocks, with_head)
@@ -190,14 +190,14 @@ def save_state_dict(
 def _open(path: str | os.PathLike[str]) -> Any:
     if pathlib.Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a safetensors file.")
-    if not pathlib.Path(path).exists():
+    if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
         kind = contents.kind_of_file(pathlib.Path(path))
         if kind is None or kind.startswith("a safetensors"):
-            kind = f"cut off or damaged ({error}). Fetch or copy it again."
+            kind = f"cut off or damaged ({error!s:.200}). Fetch or copy it again."
         raise layout.CheckpointError(
             f"{path} is no whole safetensors file but {kind}"
         ) from error

@@ -7,12 +7,15 @@ its key.
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mixer_jax.data.imagenet import imagenet_names, imagenet_synsets
 from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.values import are_names, is_number, is_whole
+from mixer_jax.files import read_json
 from mixer_jax.variants import VARIANTS
 from mixer_jax.weights.layout import CheckpointError
 
@@ -54,10 +57,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
       CheckpointError: it is damaged, of another model, or has a value that is not
         supported. The message says which key, what was found and what was expected.
     """
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{printable(path)} is no JSON file: {error}") from error
+    values = read_json(path, CheckpointError)
     if not isinstance(values, dict):
         raise config_error(path, "the whole", values, "a table of keys")
     if "architecture" not in values:
@@ -86,8 +86,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def is_of_timm(path: pathlib.Path) -> bool:
     """Returns whether a file is a config.json of timm: has an "architecture"."""
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        values = read_json(path, CheckpointError)
+    except CheckpointError:
         return False
     return isinstance(values, dict) and "architecture" in values
 
@@ -108,12 +108,8 @@ def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
 def _is_count(x: Any, least: int = 1) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and least <= x < 2**31
+    return is_whole(x, least) and x < 2**31
 
 
 def _is_list(x: Any, lengths: Sequence[int], is_item: Callable[[Any], bool]) -> bool:
@@ -122,8 +118,10 @@ def _is_list(x: Any, lengths: Sequence[int], is_item: Callable[[Any], bool]) -> 
 
 def _is_names(x: Any) -> bool:
     if isinstance(x, dict):  # by the number of the class
-        return all(key.isdecimal() for key in x) and _is_names(list(x.values()))
-    return isinstance(x, list) and all(isinstance(y, str) and y.strip() for y in x)
+        return all(re.fullmatch("[0-9]{1,9}", key) for key in x) and are_names(
+            list(x.values())
+        )
+    return are_names(x)
 
 
 def _one_of(names: Mapping[str, Any]) -> Check:
@@ -146,26 +144,26 @@ _RULES: dict[str, Check] = {
     ),
     "interpolation": _one_of(INTERPOLATIONS),
     "crop_pct": (
-        lambda x: _is_number(x) and 0.05 <= x <= 1,
+        lambda x: is_number(x) and 0.05 <= x <= 1,
         "a share of the image, from 0.05 to 1",
     ),
     "crop_mode": _one_of(EVALUATIONS),
     "mean": (
-        lambda x: _is_list(x, [1, 3], lambda y: _is_number(y) and 0 <= y <= 1),
+        lambda x: _is_list(x, [1, 3], lambda y: is_number(y) and 0 <= y <= 1),
         "three numbers from 0 to 1",
     ),
     "std": (
-        lambda x: _is_list(x, [1, 3], lambda y: _is_number(y) and y > 1e-6),
+        lambda x: _is_list(x, [1, 3], lambda y: is_number(y) and y > 1e-6),
         "three numbers above 0",
     ),
     "label_offset": _only(0),
     "label_names": (_is_names, "a list of names"),
     "label_descriptions": (
-        lambda x: isinstance(x, dict) and _is_names(list(x.values())),
+        lambda x: isinstance(x, dict) and are_names(list(x.values())),
         "a text for each of label_names",
     ),
     "layer_norm_epsilon": (  # written by this package, for itself
-        lambda x: _is_number(x) and 0 < x < 1,
+        lambda x: is_number(x) and 0 < x < 1,
         "a number between 0 and 1",
     ),
     "model_args.num_classes": _CLASSES,

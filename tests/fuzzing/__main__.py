@@ -16,7 +16,9 @@ def main() -> int:
     parser.add_argument("readers", nargs="+", choices=[*READERS, "all"])
     parser.add_argument("--inputs", type=int, default=100_000, help="of each reader")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hang", type=float, default=5.0, help="seconds for one input")
+    parser.add_argument(
+        "--hang", type=float, default=5.0, help="seconds of the processor for one input"
+    )
     parser.add_argument("--only", type=int, help="one input, shown with all details")
     flags = parser.parse_args()
     failed = False

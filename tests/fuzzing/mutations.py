@@ -6,7 +6,8 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -25,6 +26,11 @@ _JSON = [
     *("[0, 0, 0]", "[224, 224]", "[1e999, 1, 1]", "[" + "0, " * 9000 + "0]", "tru", ""),
 ]
 
+# What is raised where a text or archive is too damaged by now for its own way.
+_NOT_UNDERSTOOD = (ValueError, TypeError, LookupError, AttributeError, EOFError)
+_NOT_UNDERSTOOD += (OSError, NotImplementedError, OverflowError, struct.error)
+_NOT_UNDERSTOOD += (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error)
+
 
 def mutate(rng: Random, data: bytes, suffix: str) -> bytes:
     """Returns other bytes for those of a sound file.
@@ -40,9 +46,15 @@ def mutate(rng: Random, data: bytes, suffix: str) -> bytes:
         operation = aware if use_aware and aware else rng.choice(_OPERATIONS)
         try:
             data = operation(rng, data)
-        except Exception:  # of any library: it is too damaged by now to be understood
+        except _NOT_UNDERSTOOD:
             data = rng.choice(_OPERATIONS)(rng, data)
     return data
+
+
+def _choose(rng: Random, options: Sequence[Any]) -> Any:
+    if not options:  # which Hypothesis does not expect
+        raise ValueError("there is nothing to change")
+    return rng.choice(options)
 
 
 def _place(rng: Random, data: bytes) -> int:
@@ -105,7 +117,7 @@ def _write_integer(rng: Random, data: bytes) -> bytes:
 def _write_digits(rng: Random, data: bytes) -> bytes:
     """Changes a number that is written in digits, as in npy headers and CSV tables."""
     found = [m.span() for m in re.finditer(rb"\d+", data)]
-    start, end = rng.choice(found)
+    start, end = _choose(rng, found)
     more = ["1e9", "0x10", "", "1" * 400, "9" * 19, "-0", "1.5", "nan", "²", "٣"]
     text = rng.choice([*map(str, _INTEGERS), *more]).encode()
     return data[:start] + text + data[end:]
@@ -118,6 +130,8 @@ _OPERATIONS: list[Callable[[Random, bytes], bytes]] = [
 
 def mutate_json(rng: Random, data: bytes) -> bytes:
     """Changes one place of a JSON text; it stays one, but for what _JSON puts there."""
+    if data.count(b"[") + data.count(b"{") > 200:
+        raise ValueError("this may be nested as deep as the stack is")
     root = [json.loads(data)]
     parents: list[Any] = []
     pending: list[Any] = [root]
@@ -126,10 +140,10 @@ def mutate_json(rng: Random, data: bytes) -> bytes:
         if isinstance(node, dict | list) and node:
             parents.append(node)
             pending += node.values() if isinstance(node, dict) else node
-    parent = rng.choice(parents)
+    parent = _choose(rng, parents)
     keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
     key, mark, text = rng.choice(keys), "\u0001mark\u0001", rng.choice(_JSON)
-    other = rng.choice(rng.choice([p for p in parents if isinstance(p, list)]))
+    other = _choose(rng, _choose(rng, [p for p in parents if isinstance(p, list)]))
     kind = rng.choice(["value", "value", "value", "drop", "other", "key", "wrap"])
     if kind == "value" or parent is root:
         parent[key] = mark
@@ -150,7 +164,7 @@ def mutate_json(rng: Random, data: bytes) -> bytes:
 
 def _mutate_line(rng: Random, data: bytes) -> bytes:
     lines = data.splitlines(keepends=True)
-    i = rng.randrange(len(lines))
+    i = _choose(rng, range(len(lines)))
     lines[i] = mutate_json(rng, lines[i]) + b"\n"
     return b"".join(lines)
 
@@ -167,7 +181,7 @@ def _mutate_npz(rng: Random, data: bytes) -> bytes:
     """Changes a member or its name; the archive around it is sound."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
-    i = rng.randrange(len(members))
+    i = _choose(rng, range(len(members)))
     name, content = members[i]
     kind = rng.choice(["header", "header", "bytes", "name", "twice", "zeros", "drop"])
     if kind == "header":

@@ -6,10 +6,16 @@ import re
 from typing import Any
 
 import numpy as np
+import pytest
 
+from configs import digits
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.run.card import card_facts
+from mixer_jax.run.config import ConfigError
 from mixer_jax.run.loading import load_model
-from mixer_jax.run.source import open_source, read_run
+from mixer_jax.run.records import read_run
+from mixer_jax.run.source import open_source
+from mixer_jax.run.workdir import open_workdir
 from mixer_jax.variants import Patches, Variant
 from mixer_jax.visualize.runs import read_metrics
 from mixer_jax.weights import layout, npz
@@ -119,6 +125,7 @@ def _write_run(folder: pathlib.Path) -> list[pathlib.Path]:
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     npz.save_checkpoint(folder / "final.npz", layout.unflatten(_params()))
+    _write_metrics(folder)
     return [folder / f"{name}.json" for name in files]
 
 
@@ -149,6 +156,20 @@ def _use(path: pathlib.Path) -> None:
         weights.transform(np.zeros((5, 6, 3), np.uint8))
 
 
+def _load(workdir: pathlib.Path) -> None:
+    """Makes a run's model ready, and a card for it."""
+    loaded = load_model(workdir)
+    assert loaded.loss_fn
+    card_facts(loaded, workdir)
+
+
+def _continue(workdir: pathlib.Path) -> None:
+    """Compares the run with another config, as a second start does."""
+    config = digits.get_config()
+    with pytest.raises(ConfigError, match="holds a run with another config"):
+        open_workdir(config, workdir)
+
+
 READERS = {
     "npz": Reader(_write_npz, _use, (CheckpointError,)),
     "beside": Reader(
@@ -158,12 +179,10 @@ READERS = {
     "folder": Reader(_write_folder, lambda x: _use(x.parent), (CheckpointError,)),
     "run": Reader(
         _write_run,
-        lambda x: (_use(x.parent), read_run(x.parent)),
+        lambda x: (_use(x.parent), read_run(x.parent), _continue(x.parent)),
         (CheckpointError,),
     ),
-    "run-model": Reader(
-        _write_run, lambda x: load_model(x.parent).loss_fn, (CheckpointError,)
-    ),
+    "run-model": Reader(_write_run, lambda x: _load(x.parent), (CheckpointError,)),
     "class-names": Reader(_write_names, read_class_names, (CheckpointError,)),
     "metrics": Reader(_write_metrics, lambda x: read_metrics(x.parent), (ValueError,)),
 }

@@ -29,6 +29,11 @@ RUN = {
         "resize": 20,
         "transfer": "float32",
     },
+    "dataset": "digits",
+    "pretrained_dir": "",
+    "optimizer": "adam",
+    "total_steps": 20,
+    "batch": 8,
 }
 
 

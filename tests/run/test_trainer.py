@@ -156,6 +156,7 @@ def test_a_run_that_was_stopped_writes_the_rows_of_one_that_was_not(tmp_path):
     trainer.train_and_evaluate(config, tmp_path / "whole")
     with killed_at(9):
         trainer.train_and_evaluate(config, tmp_path / "older")
+    (tmp_path / "older" / "checkpoints" / "8" / "manifest.json").unlink()
     path = tmp_path / "older" / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
     assert metadata["custom_metadata"]["steps"] == 3  # 6 to 8

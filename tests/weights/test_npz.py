@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,24 @@ def npy_bytes(array):
     return file.getvalue()
 
 
+def write_member(name, content, method=zipfile.ZIP_STORED):
+    """Writes the parameters with one member made by hand."""
+
+    def write(path, flat):
+        np.savez(path, **{k: x for k, x in flat.items() if k != name})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{name}.npy", content, method)
+
+    return write
+
+
+def npy_header(shape, dtype="<f4"):
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
 zeros = lambda *shape: np.zeros(shape, "float32")
 BROKEN = {
     "truncated": (write_truncated, "cut off or damaged"),
@@ -210,6 +229,42 @@ BROKEN = {
     "unnamed arrays": (
         lambda path, flat: np.savez(path, flat["stem/bias"]),
         "Found arr_0: this looks like unnamed arrays",
+    ),
+    "huge shape": (
+        write_member("head/bias", npy_header((2**40, 2**20)) + bytes(20)),
+        r"head/bias cannot be read \(its 20 bytes are no array of .* \(1099511627776,",
+    ),
+    "negative shape": (
+        write_member("head/bias", npy_header((-5, -1)) + bytes(20)),
+        r"head/bias cannot be read \(its 20 bytes are no array of .* \(-5, -1\)",
+    ),
+    "nothing of a huge axis": (
+        write_member("head/bias", npy_header((2**62, 0))),
+        r"head/bias cannot be read \(its 0 bytes are no array of",
+    ),
+    "zip bomb": (
+        write_member("bomb", npy_header((2**25,)) + bytes(2**27), zipfile.ZIP_DEFLATED),
+        r"would become 134,\d+,\d+ bytes of arrays",
+    ),
+    "bz2": (
+        write_member("bomb", npy_header((5,)) + bytes(20), zipfile.ZIP_BZIP2),
+        "bomb cannot be read .*compressed in a way",
+    ),
+    "brackets in brackets": (
+        write_member("bomb", b"\x93NUMPY\1\0\x40\x1f" + b"(" * 8000),
+        "bomb cannot be read",
+    ),
+    "two of a key": (
+        write_member("embedding/bias", npy_bytes(np.zeros(12, "float32"))),
+        "stem/bias cannot stand beside the other arrays",
+    ),
+    "an array below an array": (
+        write_member("stem/bias/x", npy_bytes(np.zeros(12, "float32"))),
+        "stem/bias/x cannot stand beside the other arrays",
+    ),
+    "a path for a key": (
+        write_member("../../etc/passwd", npy_bytes(np.zeros(12, "float32"))),
+        r"\.\./\.\./etc/passwd: found \(12,\), expected no such key",
     ),
     "no arrays": (lambda path, flat: np.savez(path), "Found no keys at all"),
     "train state": (
