@@ -101,15 +101,13 @@ def _of_jpeg(data: bytes) -> Declared:
     cost = 6
     for marker, start in jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame
-            height, width = (
-                _big(data[start + 3 : start + 5]),
-                _big(data[start + 5 : start + 7]),
-            )
-            channels = data[start + 7]
+            sides = data[start + 3 : start + 5], data[start + 5 : start + 7]
+            height, width = map(_big, sides)
+            channels = _big(data[start + 7 : start + 8])
             if marker > 0xC1:  # progressive: all coefficients are held
                 cost = 11
         elif marker == 0xDA:  # the first scan; so they are if it has not all channels
-            if data[start + 2] != channels:
+            if _big(data[start + 2 : start + 3]) != channels:
                 cost = 11
             break
     return Declared(width, height, cost)
@@ -119,7 +117,8 @@ def _of_webp(data: bytes) -> Declared:
     kind = data[12:16]
     if kind == b"VP8X":
         width, height = _little(data[24:27]) + 1, _little(data[27:30]) + 1
-        return Declared(width, height, 11 if data[20] & 2 else 8)  # 2: animated
+        has_frames = _little(data[20:21]) & 2
+        return Declared(width, height, 11 if has_frames else 8)
     if kind == b"VP8L":
         bits = _little(data[21:25])
         return Declared(bits % 2**14 + 1, (bits >> 14) % 2**14 + 1, 8)

@@ -104,6 +104,24 @@ def test_a_tiff_may_not_hide_its_size():
         decode(patched(data, entry, struct.pack("<HHII", 256, 4, 1, 2)))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8\xff\xc0\0\0\xff\xd9",
+        b"\xff\xd8\xff\xda\0\0\xff\xd9",
+        b"RIFF\x08\0\0\0WEBPVP8X",
+        b"RIFF\x08\0\0\0WEBPVP8L",
+        b"RIFF\x08\0\0\0WEBPVP8 ",
+        b"GIF89a",
+        b"BM",
+        b"P6\n",
+    ],
+)
+def test_headers_that_end_too_early(data):
+    with pytest.raises(ImageError):
+        decode(data)
+
+
 def test_a_jpeg_of_many_scans_is_refused():
     data = saved("JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
