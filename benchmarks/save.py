@@ -28,7 +28,7 @@ CLOCKS = (time.perf_counter, time.thread_time, time.process_time)
 class Plain(Checkpoints):
     """As Orbax writes them."""
 
-    def _complete(self) -> None:
+    def _add_manifest(self) -> None:
         pass
 
 

@@ -49,7 +49,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except DiskError:
         raise
     except Exception as error:
-        number, name = _number_and_name(error)
+        number = error_number(error)
+        name = os.fsdecode(getattr(error, "filename", None) or "")
         is_here = (name or str(path)).startswith(str(path))
         if number not in _ADVICE or not is_here:
             raise
@@ -59,24 +60,43 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def _number_and_name(error: Exception) -> tuple[int, str]:
-    """Returns number and path of an error of the system; of another one 0 and ""."""
+def error_number(error: Exception) -> int:
+    """Returns the number of an error of the system, such as ENOSPC; else 0."""
     if isinstance(error, OSError):
-        return error.errno or 0, os.fsdecode(error.filename or "")
+        return error.errno or 0
     # Orbax writes with TensorStore, which raises ValueErrors with this text.
     found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-    return (int(found[1]) if found else 0), ""
+    return int(found[1]) if found else 0
 
 
-def remove_partial(folder: pathlib.Path) -> None:
-    """Removes what a process that was killed left half-written in a folder."""
-    for path in folder.glob(f"*{_PARTIAL}"):
-        path.unlink(missing_ok=True)
+def remove_partial(folder: pathlib.Path, *names: str) -> None:
+    """Removes what a process that was killed left half-written in a folder.
+
+    Args:
+      folder: to look in.
+      names: of the files that `replace_when_whole` writes there. Whatever else ends
+        in .partial is somebody else's.
+    """
+    for name in names:
+        for path in folder.glob(f"{name}.{32 * '[0-9a-f]'}{_PARTIAL}"):
+            if path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+def to_disk(path: str | os.PathLike[str]) -> None:
+    """Waits until a file or folder is on the disk, and not in memory only."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager
 def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write, and moves it there if all goes well.
+
+    It is on the disk first: else a machine that is reset may have an empty file there.
 
     Raises:
       DiskError: the file cannot be written.
@@ -85,7 +105,10 @@ def replace_when_whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         path, partial = _path_and_partial(path)
         try:
             yield partial
+            to_disk(partial)
             os.replace(partial, path)
+            with contextlib.suppress(OSError):  # not every disk can do it
+                to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 

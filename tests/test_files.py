@@ -1,6 +1,7 @@
 """What cannot be written is one message, and leaves nothing half-written."""
 
 import errno
+import os
 
 import pytest
 
@@ -81,7 +82,24 @@ def test_a_folder_on_a_full_disk_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    for name in ("final.npz.0a1b.partial", "final.npz", "notes.txt"):
+    """And nothing else, whatever its name."""
+    mark = f"{32 * 'a'}.partial"
+    kept = ["final.npz", "final.npz.0a1b.partial", f"mine.{mark}", "notes.partial"]
+    for name in (f"final.npz.{mark}", *kept):
         (tmp_path / name).write_text(name)
-    remove_partial(tmp_path)
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["final.npz", "notes.txt"]
+    (tmp_path / f"out.npz.{mark}").mkdir()  # as of a folder that is being written
+    remove_partial(tmp_path, "final.npz", "out.npz")
+    assert sorted(x.name for x in tmp_path.iterdir()) == [*kept, f"out.npz.{mark}"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "config.json", []
+
+    def fsync(file):
+        name = os.readlink(f"/proc/self/fd/{file}")
+        seen.append((name.startswith(f"{path}."), name, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replace_when_whole(path) as partial:
+        partial.write_text("new")
+    assert seen == [(True, str(partial), False), (False, str(tmp_path), True)]

@@ -44,7 +44,6 @@ from mixer_jax.training.agreement import (
     check_same_copies,
     describe_arrays,
 )
-from mixer_jax.training.background import quiet_orbax
 from mixer_jax.training.checkpointing import Checkpoints
 from mixer_jax.training.logs import logging_to
 from mixer_jax.training.metrics import NonFiniteError, Reporter
@@ -121,7 +120,6 @@ def train_and_evaluate(
         program = build_program(
             config, mesh, len(data.class_names), multilabel=data.multilabel
         )
-        quiet_orbax(workdir / "checkpoints")
         checkpoints = enter(Checkpoints(workdir, config.keep_checkpoints))
         check_same(
             "model, optimizer and step",
@@ -151,6 +149,7 @@ def train_and_evaluate(
             if step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
+                    reporter.to_disk()
                     checkpoints.save(step, state, reporter.numbers())
 
         while True:

@@ -35,7 +35,7 @@ from mixer_jax.run.records import (
 from mixer_jax.training import sharding
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.training.processes import check_shared
-from mixer_jax.training.rows import read_rows
+from mixer_jax.training.rows import parse_row, read_rows
 from mixer_jax.weights.layout import CheckpointError
 from mixer_jax.weights.npz import read_shapes, save_checkpoint
 
@@ -54,9 +54,11 @@ ADDED_KEYS: dict[str, Any] = {
     "nonfinite_limit": 10,
 }
 
-# In config.json: the paths that are absolute there, as they were typed; and what
-# starts of the run changed.
+# In config.json: the paths that are absolute there, as they were typed.
 AS_TYPED = "as_typed"
+
+# What `write_description` writes.
+DESCRIPTION = ("class_names.json", "dataset.json", "config.json")
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
     is the same one, at another place, shows later: see `check_same_data`.
 
     Raises:
-      ConfigError: as `workdir_path`, or it has the result of a run with another config.
+      ConfigError: as `workdir_path`, or it has the result of a run with another config,
+        or of one whose checkpoints are gone.
       ProcessError: another process sees another folder.
     """
     path = workdir_path(workdir)
@@ -97,9 +100,39 @@ def open_workdir(config: Config, workdir: str | os.PathLike[str]) -> pathlib.Pat
     differences = _differences(config, path)
     if not all(may_change(key) or is_dataset(key) for key in differences):
         raise _other_config(path, differences)
+    _check_not_gone(path)
     if jax.process_index() == 0:
-        remove_partial(path)
+        remove_partial(path, "metrics.jsonl", "final.npz", *DESCRIPTION)
     return path
+
+
+def _check_not_gone(workdir: pathlib.Path) -> None:
+    """Raises ConfigError if a run has saved, and none of its checkpoints is there.
+
+    It would begin again. A run that was killed before its first checkpoint may.
+    """
+    folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
+    if saved_steps(workdir) or any(folder.glob("*.damaged*")):
+        return
+    found = "final.npz" if (workdir / "final.npz").exists() else ""
+    if not found and metrics.exists():
+        with metrics.open("rb") as file:
+            steps = [row["step"] for line in file if (row := parse_row(line))]
+        last = max(steps, default=0)
+        # The folder is there before the first row. A save waits for the one before.
+        if last and not folder.exists():
+            found = f"metrics.jsonl up to step {last:.0f}"
+        elif last and (workdir / "config.json").exists():
+            every = read_recorded_config(workdir).get("checkpoint_every", last)
+            if last > 2 * every:
+                found = f"metrics.jsonl up to step {last:.0f}"
+    if found:
+        raise ConfigError(
+            f"{workdir} has {found}, and no checkpoint in {folder}. To continue that "
+            "run, bring this folder back. To train from the start, take another "
+            f"--workdir; --config.init_from={workdir} then starts from final.npz, if "
+            "that is there."
+        )
 
 
 def recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -260,11 +293,8 @@ def write_description(
     if changed.keys() & LENGTH_KEYS:  # that of a shorter run would look like the result
         (workdir / "final.npz").unlink(missing_ok=True)
     about = {"multilabel": data.multilabel, "fingerprint": data.fingerprint}
-    for name, content in (
-        ("class_names.json", list(data.class_names)),
-        ("dataset.json", about),
-        ("config.json", described),
-    ):
+    contents = (list(data.class_names), about, described)
+    for name, content in zip(DESCRIPTION, contents, strict=True):
         with replace_when_whole(workdir / name) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 

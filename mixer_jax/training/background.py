@@ -37,7 +37,7 @@ class _OrbaxErrors(logging.Filter):
 _errors = _OrbaxErrors()
 
 
-def quiet_orbax(folder: pathlib.Path) -> None:
+def quiet_orbax(folder: pathlib.Path | None = None) -> None:
     """Keeps the tracebacks of saves that fail in the background off the console.
 
     That holds for the whole process, since some of them come at its very end: those of
@@ -45,9 +45,10 @@ def quiet_orbax(folder: pathlib.Path) -> None:
     loop, and those of writes for whose end nobody has waited.
 
     Args:
-      folder: of the checkpoints, for messages.
+      folder: of the checkpoints of a run, for messages; None if nothing is saved.
     """
-    _errors.folder = folder
+    if folder is not None:
+        _errors.folder = folder
     absl_logger = logging.getLogger("absl")
     if _errors in absl_logger.filters:
         return

@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer_jax.files import DiskError, most_array_bytes, writing
 from mixer_jax.json_files import parse_json
+from mixer_jax.training.background import quiet_orbax
 from mixer_jax.training.manifest import (
     METADATA,
     DamagedError,
@@ -28,10 +29,10 @@ from mixer_jax.training.manifest import (
     check_files,
     hash_arrays,
     read_manifest,
+    reading,
     write_manifest,
 )
 from mixer_jax.training.processes import current
-from mixer_jax.training.quiet import quiet_orbax
 from mixer_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
     Raises:
       FileNotFoundError: the run has saved no checkpoint yet.
       DamagedError: all checkpoints are damaged.
+      DiskError: the newest one cannot be read.
     """
     while steps := saved_steps(workdir):
         for step in reversed(steps):
@@ -71,8 +73,8 @@ def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
                     check_arrays(tree, manifest)
                 return tree["params"], step
             except DamagedError as error:
-                if step not in saved_steps(workdir):
-                    break  # the run has deleted it meanwhile
+                if steps != saved_steps(workdir):
+                    break  # the run goes on, and may just have deleted this one
                 logger.warning("The checkpoint %s is damaged: %s", folder, error)
         else:
             raise DamagedError(
@@ -96,27 +98,27 @@ def _check(folder: pathlib.Path) -> Manifest | None:
 
     Raises:
       DamagedError: its files do not agree, or it cannot be read.
+      DiskError: it cannot be read now, and may be whole.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         _read(folder)
-        _read_numbers(folder)
+        _numbers_of_older(folder)
     else:
         check_files(folder, manifest)
     return manifest
 
 
-def _read_numbers(folder: pathlib.Path) -> dict[str, float]:
-    """Returns the numbers that were given to a save; {} if that is of an older run.
+def _numbers_of_older(folder: pathlib.Path) -> dict[str, float]:
+    """Returns the numbers that a save without a manifest has, or {}.
 
     Raises:
       DamagedError: they cannot be read.
+      DiskError: the same, and they may be whole.
     """
-    try:
+    with reading(folder, METADATA):
         content = parse_json((folder / METADATA).read_bytes())
         return dict(content.get("custom_metadata") or {})
-    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{METADATA} cannot be read: {error}") from error
 
 
 def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
@@ -124,10 +126,11 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
 
     Raises:
       DamagedError: they cannot be read.
+      DiskError: they cannot be read now, and may be whole.
     """
     quiet_orbax()
     path, handler = folder / "default", ocp.PyTreeCheckpointHandler()
-    try:
+    with reading(folder):
         tree = handler.metadata(path).tree
         item = {name: tree[name] for name in names or tree}
         needed = sum(_num_bytes(x) for x in jax.tree.leaves(item))
@@ -136,11 +139,6 @@ def _read(folder: pathlib.Path, *names: str) -> dict[str, Any]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, as_numpy, partial_restore=True)
         return handler.restore(path, args=args)
-    except Exception as error:  # of any class, as its libraries raise them
-        reason = str(error).partition(" [tensorstore_spec")[0]
-        raise DamagedError(
-            f"it cannot be read: {type(error).__name__}: {reason}"
-        ) from error
 
 
 def _num_bytes(array: Any) -> int:
@@ -159,6 +157,7 @@ def _use_newest(workdir: pathlib.Path) -> None:
 
     Raises:
       DamagedError: there were checkpoints, and none is whole.
+      DiskError: the newest one cannot be read now. Nothing was renamed.
     """
     if jax.process_index() == 0:
         steps = saved_steps(workdir)
@@ -173,10 +172,10 @@ def _use_newest(workdir: pathlib.Path) -> None:
             raise DamagedError(
                 f"No checkpoint of the run in {workdir} is whole: see "
                 f"{', '.join(x.name for x in damaged)} in {folder}. To continue the "
-                f"run, put a copy of one there, in a folder that has the step as its "
-                "name. To begin again, remove that folder."
+                "run, put a copy of one there, in a folder that has the step as its "
+                "name. To train from the start, take another --workdir."
             )
-    _tell_all("to check the newest checkpoint", senders=[0])
+    _first_answer("to check the newest checkpoint", senders=[0])
 
 
 def _set_aside(workdir: pathlib.Path, step: int, fault: str) -> None:
@@ -195,7 +194,7 @@ def _set_aside(workdir: pathlib.Path, step: int, fault: str) -> None:
     )
 
 
-def _tell_all(what: str, value: str = "", senders: list[int] | None = None) -> str:
+def _first_answer(what: str, value: str = "", senders: list[int] | None = None) -> str:
     """Returns what processes tell of it, the first that is not empty."""
     watch = current()
     if watch is None:
@@ -217,10 +216,13 @@ class Checkpoints:
 
         Raises:
           DamagedError: there were checkpoints, and none is whole.
+          DiskError: the newest one cannot be read now, or the folder not be written.
         """
         _use_newest(workdir)
         self._workdir, self._saving_step = workdir, 0
+        self._saving_numbers = dict[str, float]()
         self.path = workdir / "checkpoints"
+        quiet_orbax(self.path)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(keep),
             cleanup_tmp_directories=True,
@@ -228,7 +230,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(
                 # In the background thread of the first process, after all have
                 # written, and before the rename.
-                post_finalization_callback=self._complete
+                post_finalization_callback=self._add_manifest
             ),
             # Just after a crash a disk may show hosts different lists.
             single_host_load_and_broadcast=True,
@@ -240,10 +242,15 @@ class Checkpoints:
                 self.path.absolute(), options=options, handler_registry=_handlers()
             )
 
-    def _complete(self) -> None:
+    def _add_manifest(self) -> None:
         """Adds the manifest to what was just written, if that can be read back."""
         folder = _folder(self._workdir, self._saving_step)
         folder = folder.with_name(folder.name + ocp.utils.TMP_DIR_SUFFIX)
+        if self.path.exists() and not folder.exists():
+            raise RuntimeError(
+                f"Orbax {ocp.__version__} does not write to {folder}, as other "
+                "versions do, so that no manifest can be added. Install another one."
+            )
         try:
             arrays = hash_arrays(_read(folder))
         except DamagedError as error:
@@ -251,7 +258,7 @@ class Checkpoints:
                 f"The checkpoint of step {self._saving_step} was written, and {error}. "
                 "The disk may be faulty. The checkpoint before is as it was."
             ) from error
-        write_manifest(folder, arrays)
+        write_manifest(folder, arrays, self._saving_numbers)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, None if there is none."""
@@ -271,19 +278,23 @@ class Checkpoints:
         if step == self.latest_step():
             return
         with writing(self.path):
-            self._manager.wait_until_finished()  # _complete reads the step
-            self._saving_step = step
+            self._manager.wait_until_finished()  # _add_manifest reads what is set here
+            self._saving_step, self._saving_numbers = step, dict(numbers or {})
             self._manager.save(
                 step,
                 args=ocp.args.PyTreeSave(state),
-                custom_metadata=dict(numbers or {}),
+                custom_metadata=self._saving_numbers,  # if the manifest gets lost
                 force=True,
             )
 
     def latest_numbers(self) -> dict[str, float]:
         """Returns what was given to the newest save; {} if that is of an older run."""
         step = self.latest_step()
-        return {} if step is None else _read_numbers(_folder(self._workdir, step))
+        if step is None:
+            return {}
+        folder = _folder(self._workdir, step)
+        manifest = read_manifest(folder)
+        return manifest.numbers if manifest else _numbers_of_older(folder)
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, on the devices and with the shardings of `like`.
@@ -302,7 +313,9 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args)
         while (step := self.latest_step()) is not None:
             state = self._manager.restore(step, args=args)
-            fault = _tell_all("to look at what it restored", self._fault(step, state))
+            fault = _first_answer(
+                "to look at what it restored", self._fault(step, state)
+            )
             if not fault:
                 logger.info("start    from the checkpoint of step %d", step)
                 return state

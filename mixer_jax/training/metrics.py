@@ -71,7 +71,7 @@ class Reporter:
           batch: images of a step.
           num_examples: images of an epoch.
           every: steps between two rows of metrics.
-          nonfinite_limit: how many updates in a row may be skipped, less one.
+          nonfinite_limit: the run stops at this many skipped updates in a row.
         """
         self._checkpoints = checkpoints
         self._every, self._epoch_steps = every, num_examples / batch
@@ -152,12 +152,13 @@ class Reporter:
                 f"Step {step}: {found}; the updates of {in_a_row:.0f} steps in a row "
                 f"were skipped, as many as nonfinite_limit. {_ADVICE}"
             )
-        logger.warning(
-            "step %d  %s: the update is skipped, %d so far in this run",
-            step,
-            found,
-            self._numbers["skipped"],
-        )
+        if self._writer.enabled:
+            logger.warning(
+                "step %d  %s: the update is skipped, %d so far in this run",
+                step,
+                found,
+                self._numbers["skipped"],
+            )
 
     def report(self, step: int, name: str, numbers: Mapping[str, float]) -> None:
         """Shows and writes what an evaluator gave.
@@ -187,6 +188,16 @@ class Reporter:
         ]
         logger.info("step %d  %s: %s%s", step, name, ", ".join(shown), count)
         self._writer.write(step, {f"{name}/{k}": v for k, v in numbers.items()})
+
+    def to_disk(self) -> None:
+        """Waits until the rows so far are on the disk, as before a checkpoint.
+
+        A machine that is reset then lacks no row of a step that it does not repeat.
+
+        Raises:
+          DiskError: they cannot be written.
+        """
+        self._writer.to_disk()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -229,7 +240,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, enabled: bool):
-        self._enabled, self._start_step = enabled, start_step
+        self.enabled, self._start_step = enabled, start_step
         if not enabled:  # another process writes
             return
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
@@ -253,7 +264,7 @@ class MetricsWriter:
         Raises:
           DiskError: it cannot be written, or the file is not in the workdir any more.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
         if step == self._start_step and self._known.issuperset(values):
             return  # this evaluation was made before
@@ -273,13 +284,23 @@ class MetricsWriter:
                 self._events.flush()
                 self._flushed_at = time.monotonic()
 
+    def to_disk(self) -> None:
+        """Waits until metrics.jsonl is on the disk.
+
+        Raises:
+          DiskError: it cannot be written.
+        """
+        if self.enabled:
+            with writing(self._path):
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the files.
 
         Raises:
           DiskError: the last numbers cannot be written.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
         with writing(self._path):
             self._file.close()

@@ -37,6 +37,31 @@ def test_what_a_save_left_that_was_cut_off_is_no_result(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
+    """And nothing is changed; where it was killed before it saved, it does."""
+    folder, config = tmp_path / "checkpoints", tiny_config(checkpoint_every=4)
+    with killed_at(3):
+        trainer.train_and_evaluate(config, tmp_path)
+    with killed_at(11):
+        trainer.train_and_evaluate(config, tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.*")}
+    for emptied in (True, False):
+        shutil.rmtree(folder)
+        if emptied:  # as where a disk is not mounted
+            folder.mkdir()
+        with pytest.raises(trainer.ConfigError, match=r"metrics\.jsonl up to step 1\d"):
+            trainer.train_and_evaluate(config, tmp_path)
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.*")} == files
+        assert folder.exists() == emptied
+    (tmp_path / "copy").rename(folder)
+    trainer.train_and_evaluate(config, tmp_path)
+    folder.rename(tmp_path / "copy")
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(trainer.ConfigError, match=r"has final\.npz, and no checkpoint"):
+        trainer.train_and_evaluate(config, tmp_path)
+
+
 def test_a_whole_checkpoint_is_a_result(tmp_path):
     with killed_at(4):
         trainer.train_and_evaluate(tiny_config(), tmp_path)

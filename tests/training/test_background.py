@@ -41,6 +41,11 @@ def test_only_errors_that_orbax_raises_too_are_left_out(ended):
     assert not record("/site-packages/orbax/checkpoint/async_checkpointer.py", ERROR)
     assert record("/site-packages/orbax/checkpoint/async_checkpointer.py")
     assert record("/site-packages/tfds/builder.py", ERROR)
+    background.quiet_orbax()
+    assert (
+        len([x for x in logging.getLogger("absl").filters if x is background._errors])
+        == 1
+    )
     assert not ended  # the main thread raises it
 
 

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -7,8 +9,9 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType
 
+from mixer_jax.files import DiskError
 from mixer_jax.run import program
-from mixer_jax.training import checkpointing, sharding
+from mixer_jax.training import checkpointing, manifest, sharding
 from mixer_jax.training.checkpointing import (
     Checkpoints,
     read_latest_params,
@@ -155,8 +158,8 @@ DAMAGES = {
     "removed": lambda path: path.unlink(),
     "flipped": flip,
 }
-# Orbax writes it for other kinds of disks, and nobody reads it.
-UNUSED = "2/commit_success.txt"
+# Orbax writes them, and nobody reads them where there is a manifest.
+UNUSED = ("2/commit_success.txt", "2/_CHECKPOINT_METADATA")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -203,6 +206,48 @@ def test_damage_to_a_checkpoint_of_an_older_run(workdir, damage, caplog, capfd):
     assert len(caplog.records) == 2
     assert caplog.messages[0].count("cannot be read") == 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+NOT_NOW = [
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError(errno.EMFILE, "Too many open files"),
+    ValueError("Failed reading [os_error_code='116'] [tensorstore_spec='{}']"),
+    MemoryError("Unable to allocate 9 TiB"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_NOW)
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_what_cannot_be_read_now_is_left_as_it_is(
+    workdir, monkeypatch, error, has_manifest
+):
+    def fail(*args, **kwargs):
+        raise error
+
+    if has_manifest:
+        monkeypatch.setattr(manifest, "_hash_of_file", fail)
+    else:
+        (workdir / "checkpoints" / "2" / "manifest.json").unlink()
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
+    kind = MemoryError if isinstance(error, MemoryError) else DiskError
+    for read in (read_latest_params, restored):
+        with pytest.raises(kind) as caught:
+            read(workdir)
+        if kind is DiskError:
+            number = 116 if isinstance(error, ValueError) else error.errno
+            assert f"2 cannot be read: {os.strerror(number)}. It" in str(caught.value)
+    monkeypatch.undo()
+    assert saved_steps(workdir) == [1, 2]
+    assert restored(workdir) == 2
+
+
+def test_a_checkpoint_elsewhere_is_no_fault_of_the_disk(workdir, monkeypatch):
+    monkeypatch.setattr(ocp.utils, "TMP_DIR_SUFFIX", ".other")
+    with (
+        pytest.raises(RuntimeError, match=rf"^Orbax {ocp.__version__} does not write"),
+        Checkpoints(workdir, keep=1) as checkpoints,
+    ):
+        checkpoints.save(3, state(3))
 
 
 def test_a_run_without_whole_checkpoints_does_not_begin_again(workdir, caplog):
@@ -275,7 +320,12 @@ def test_a_manifest_holds_each_file_and_array(workdir):
     found = json.loads((folder / "manifest.json").read_text())
     assert found["arrays"].keys() == {"step", "params/a", "params/b"}
     files = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
-    assert files - found["files"].keys() == {"manifest.json", "commit_success.txt"}
+    assert files - found["files"].keys() == {
+        "_CHECKPOINT_METADATA",
+        "commit_success.txt",
+        "manifest.json",
+    }
+    assert found["numbers"] == {"loss_sum": 2}
 
 
 def test_other_users_of_orbax_keep_their_own_way_of_writing():
