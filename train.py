@@ -13,9 +13,9 @@ from typing import Any
 
 
 def _leave(number: int, frame: Any) -> None:
-    """Ends the program on a signal before its run, or after it."""
+    """Ends the program on a signal before or after its run, or on a second one."""
     del frame
-    os.write(2, f"{signal.Signals(number).name}: no run to stop.\n".encode())
+    os.write(2, f"{signal.Signals(number).name}: ended at once.\n".encode())
     os._exit(os.EX_TEMPFAIL)  # see mixer_jax/training/stopping.py
 
 
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
         MetricsError,
         KeyboardInterrupt,
         OSError,
+        MemoryError,
     ) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(processes.exit_status(error))

@@ -259,7 +259,7 @@ def test_an_unexpected_error_is_one_line_here_and_a_traceback_in_the_log(tmp_pat
 
 
 SIGNALLED = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, time
 moment = sys.argv[1]
 sys.argv[:2], sys.path[:0] = ["train.py"], ["."]
 
@@ -273,6 +273,16 @@ class Finder:
 
 if moment == "imports":
     sys.meta_path.insert(0, Finder())
+elif moment == "twice in a save":
+    from mixer_jax.training.checkpointing import Checkpoints
+    def hang(self):
+        first = signal.getsignal(signal.SIGTERM)
+        leave()
+        while signal.getsignal(signal.SIGTERM) is first:
+            time.sleep(0.01)
+        leave()
+        time.sleep(1000)
+    Checkpoints._add_manifest = hang
 else:
     from mixer_jax.run import trainer
     original = getattr(trainer, moment)
@@ -287,9 +297,10 @@ runpy.run_path("train.py", run_name="__main__")
 @pytest.mark.parametrize(
     ("moment", "message"),
     [
-        ("imports", "SIGTERM: no run to stop."),
+        ("imports", "SIGTERM: ended at once."),
         ("open_data", "KeyboardInterrupt: SIGTERM before the first step. Nothing is"),
         ("write_result", "SIGTERM: stopping after this step"),
+        ("twice in a save", "SIGTERM: ended at once."),
     ],
 )
 def test_status_of_a_run_that_a_signal_stops(tmp_path, moment, message):
@@ -308,7 +319,7 @@ def test_status_of_a_run_that_a_signal_stops(tmp_path, moment, message):
     assert "Traceback" not in done.stdout
     assert done.returncode == (0 if moment == "write_result" else 75)
     assert (tmp_path / "final.npz").exists() == (moment == "write_result")
-    assert not (tmp_path / "run.lock").exists()
+    assert (tmp_path / "run.lock").exists() == (moment == "twice in a save")
 
 
 def test_workdir_is_named_after_the_config(tmp_path):

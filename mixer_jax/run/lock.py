@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mixer_jax.data.names import printable
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 NAME = "run.lock"
 
-# A run renews its lock so often.
-BEAT_SECS = 10.0
+# Seconds after which a run renews its lock.
+RENEW_SECS = 10.0
 
 # A lock of another machine that is not renewed for so long is of a dead run.
 DEAD_SECS = 60.0
 
-# So long a process may take from making the file to writing into it.
+# How long a process may take from making the file to writing into it.
 _WRITE_SECS = 5.0
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}
@@ -61,10 +61,14 @@ class _Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Holds the lock of a folder, which is made if there is none.
 
     Of several processes of a run the first one holds it for all.
+
+    Yields:
+      A function that raises WorkdirInUseError if another run has taken the lock, as it
+      does when this process was suspended for a while. Call it before a save.
 
     Raises:
       WorkdirInUseError: another run holds it. Nothing in the folder was changed.
@@ -72,7 +76,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     watch = current()
     if watch is not None and watch.index != 0:
-        yield
+        yield lambda: None
         return
     path = workdir / NAME
     with writing(workdir):
@@ -81,15 +85,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     _held.add(file)
     ended = threading.Event()
 
-    def beat() -> None:
-        while not ended.wait(BEAT_SECS):
+    def renew() -> None:
+        while not ended.wait(RENEW_SECS):
             with contextlib.suppress(OSError):  # a disk may be away for a while
                 os.utime(file)
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: _check_held(file, path)
     finally:
         ended.set()
         thread.join()
@@ -228,6 +232,18 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _check_held(file: int, path: pathlib.Path) -> None:
+    """Raises WorkdirInUseError if another run has put its lock at `path`."""
+    with contextlib.suppress(FileNotFoundError):  # no other run has
+        if not os.path.samestat(os.fstat(file), path.stat()):
+            other = path.read_bytes()[:4096]
+            raise WorkdirInUseError(
+                f"{path.parent} is now in use by {_parse(other) or 'another process'}. "
+                "It has taken over while this one was suspended, or could not reach "
+                "the disk. This one ends, and saves nothing more there."
+            )
 
 
 def _machine() -> str:

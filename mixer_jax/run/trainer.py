@@ -92,7 +92,7 @@ def train_and_evaluate(
       ProcessError: another process failed, does not see the workdir, or differs in
         config, code, versions, devices or data.
       RunStopped: SIGTERM, Ctrl-C or max_run_secs; the state has been saved.
-      KeyboardInterrupt: SIGTERM or Ctrl-C before the first step, or a second time.
+      KeyboardInterrupt: SIGTERM or Ctrl-C before the first step, or a second Ctrl-C.
       WorkdirInUseError: another run writes into the workdir.
     """
     start_time = time.monotonic()
@@ -105,7 +105,7 @@ def train_and_evaluate(
         config, notes = first_process_first(settings_of_source, config, workdir)
         # Each host may have read a file of its own.
         check_same("what the parameters to start from say", comparable(config))
-        enter(locked(workdir_path(workdir)))
+        check_lock = enter(locked(workdir_path(workdir)))
         workdir = open_workdir(config, workdir)
         enter(logging_to(workdir))
         for level, note in notes:
@@ -149,6 +149,7 @@ def train_and_evaluate(
             if step > start_step:
                 # Raises an error before the save if this step's loss is not finite.
                 with reporter.paused():
+                    check_lock()
                     reporter.to_disk()
                     checkpoints.save(step, state, reporter.numbers())
 
@@ -181,6 +182,7 @@ def train_and_evaluate(
             reporter.push(step, metrics)
 
         checkpoints.wait()
+        check_lock()
         final = workdir / "final.npz"
         write_result(final, state.params, mesh, overwrite=step > start_step)
         secs = time.monotonic() - start_time

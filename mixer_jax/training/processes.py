@@ -269,9 +269,10 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
     """Makes SIGTERM, Ctrl-C and a deadline requests to stop; a second signal acts.
 
     Before the first call of what it yields a signal raises KeyboardInterrupt at once,
-    since there is nothing to save. Several processes stop at the same call; see
-    `Watch.stop_requests`. Python can set a handler in the main thread only: in another
-    one signals do what they did before.
+    since there is nothing to save. A second signal does what a signal did before: it
+    ends train.py, also while that waits for the end of a save. Several processes stop
+    at the same call; see `Watch.stop_requests`. Python can set a handler in the main
+    thread only: in another one signals do what they did before.
 
     Args:
       deadline: of the run, by time.monotonic(). It counts after the first step here, so
@@ -294,13 +295,16 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
         name = signal.Signals(number).name
         if first_step < 0:
             raise KeyboardInterrupt(f"{name} before the first step. Nothing is lost.")
-        if signalled:
-            raise KeyboardInterrupt("Ended at once, without saving.")
         signalled = name
+        restore()
         logger.info(
             "%s: stopping after this step. Once more to stop at once, without saving.",
             name,
         )
+
+    def restore() -> None:
+        for old_number, handler in old.items():
+            signal.signal(old_number, handler)
 
     def requested(step: int) -> str:
         nonlocal first_step
@@ -315,5 +319,4 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
     try:
         yield requested
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        restore()

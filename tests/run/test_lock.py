@@ -95,7 +95,7 @@ def test_runs_of_one_process_lock_each_other_out_and_follow_each_other(tmp_path)
 
 
 def test_a_lock_is_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECS", 0.05)
+    monkeypatch.setattr(lock, "RENEW_SECS", 0.05)
     with lock.locked(tmp_path):
         path = tmp_path / "run.lock"
         os.utime(path, (0, 0))

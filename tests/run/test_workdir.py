@@ -11,9 +11,16 @@ from mixer_jax.data.dataset import DatasetError
 from mixer_jax.run import trainer
 from mixer_jax.run import workdir as workdirs
 from mixer_jax.run.loading import load_model, open_test_split
+from mixer_jax.training.checkpointing import saved_steps
 
 from ..examples import write_folder
-from .test_trainer import assert_bit_equal, final_params, killed_at, tiny_config
+from .test_trainer import (
+    assert_bit_equal,
+    final_params,
+    killed_at,
+    tiny_config,
+    with_batches,
+)
 
 
 def test_a_workdir_that_is_not_in_utf8_is_refused(tmp_path):
@@ -67,6 +74,24 @@ def test_a_whole_checkpoint_is_a_result(tmp_path):
         trainer.train_and_evaluate(tiny_config(), tmp_path)
     with pytest.raises(trainer.ConfigError, match=r"base_lr: 0.003 there, 0.5 now"):
         trainer.train_and_evaluate(tiny_config(base_lr=0.5), tmp_path)
+
+
+def test_a_run_whose_lock_was_taken_over_saves_no_more(tmp_path):
+    """As when its process was suspended, and another machine took it for dead."""
+
+    def take(step, batches):
+        if step == 5:
+            (tmp_path / "run.lock").unlink()
+            (tmp_path / "run.lock").write_text("another's")
+        return next(batches)
+
+    with (
+        with_batches(take),
+        pytest.raises(trainer.WorkdirInUseError, match="now in use by another proc"),
+    ):
+        trainer.train_and_evaluate(tiny_config(), tmp_path)
+    assert saved_steps(tmp_path) == [3]
+    assert (tmp_path / "run.lock").read_text() == "another's"
 
 
 def remove_from_config(workdir, key):
