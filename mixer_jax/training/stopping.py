@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mixer_jax.training.store import Store
 
-# So long the other processes have to answer.
+# How long the other processes have to answer.
 ANSWER_SECS = 6.0
 
 
@@ -43,7 +43,7 @@ class RunStopped(Exception):  # noqa: N818 - it is no error
 
 
 def exit_status(error: BaseException | None) -> int:
-    """Returns the exit status of a program that `error` ends; None if nothing does."""
+    """Returns the exit status of a program that `error` ends, or that None ends."""
     if error is None:
         return 0
     asked_for = isinstance(error, RunStopped | KeyboardInterrupt)

@@ -35,7 +35,7 @@ from mixer_jax.training.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Each process writes and reads a few short values so often.
+# Seconds after which each process writes and reads a few short values again.
 POLL_SECS = 1.0
 
 # After this time without a sign of life a process is lost. It is less than the 100 s
