@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import struct
@@ -139,10 +140,8 @@ STARTS = [
     st.sampled_from([b"", b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82", b"\x3b"]),
 )
 def test_a_few_bytes_are_an_image_or_an_error_of_ours(start, middle, end):
-    try:
+    with contextlib.suppress(ImageError):
         assert decode(start + middle + end).shape[2:] == (3,)
-    except ImageError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +205,7 @@ def test_a_file_too_large_for_opencv_is_not_read(tmp_path):
 LARGEST = """
 import pathlib, sys
 from mixer_jax.data.decode import decode
+from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.preprocess import EvalTransform
 
 def peak_bytes():
@@ -213,11 +213,14 @@ def peak_bytes():
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 small, large = (pathlib.Path(x).read_bytes() for x in sys.argv[1:])
-EvalTransform(224, "torchvision", 256)(decode(small))
+ways = [EvalTransform(224, "torchvision", 256, interpolation=x) for x in INTERPOLATIONS]
+for way in ways:
+    way(decode(small))
 before = peak_bytes()
 pixels = decode(large)
 assert (pixels[::999, ::999] == pixels[0, 0]).all()
-EvalTransform(224, "torchvision", 256)(pixels)
+for way in ways:
+    way(pixels)
 print(pixels.shape[0], peak_bytes() - before)
 """
 
