@@ -39,7 +39,7 @@ def write(tmp_path):
         ({"model": []}, "model.patches.size is missing"),
         ({"model.num_blocks": "2"}, "model.num_blocks is '2'; expected a whole number"),
         ({"pp.mean": {}}, "pp.mean is {}; expected a number from 0 to 1"),
-        ({"pp.resize": 10**6}, "pp.resize is 1000000; .* at most 4096 each way"),
+        ({"pp.resize": 10**6}, "16, and at most 4096 each way. Take another copy"),
         ({"pp.resize": 8}, "pp.resize is 8; expected at least pp.crop, which is 16"),
         ({"pp.crop": float("nan")}, "pp.crop is nan; expected a whole number"),
         ({"loss": {"softmax": 1}}, "loss is {'softmax': 1}; expected one of"),

@@ -57,7 +57,9 @@ def test_it_comes_back_as_it_was(about, tmp_path):
 
 @pytest.mark.parametrize("epsilon", [0, 1.0, 2])
 def test_all_that_a_config_allows_can_be_read(tiny, tmp_path, epsilon):
-    transform = EvalTransform(12, "torchvision", 256, std=1e-7)
+    transform = EvalTransform(
+        12, "torchvision", 256, interpolation="bilinear", std=1e-7
+    )
     values = {"layer_norm_epsilon": epsilon, "std": 1e-7, "resize": 256}
     for row, value in values.items():
         (key,) = (x for x in KEYS if x in (f"model.{row}", f"pp.{row}"))
