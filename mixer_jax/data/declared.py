@@ -3,10 +3,11 @@
 A file of a hundred bytes can declare gigabytes. It is refused before they are taken.
 """
 
+import contextlib
 import io
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, SunImagePlugin
 
 from mixer_jax.data.formats import (
     ImageError,
@@ -23,15 +24,20 @@ from mixer_jax.data.formats import (
 )
 
 # Bytes that decoding may take, however small the file: a white page of 8000 x 8000
-# pixels compresses to nearly nothing.
-MAX_BYTES = 480_000_000
+# pixels compresses to nearly nothing. Resizing may take a sixth more.
+MAX_BYTES = 400_000_000
 
 # For larger files as many as this. Photographs have one to five, so all are read.
 PIXELS_PER_BYTE = 10
 
-# What OpenCV reads beside the formats below. Pillow knows their sizes, here those of
-# BigTIFF.
-_OTHERS = ("PPM", "SUN", "JPEG2000", "TIFF", "AVIF")
+# What OpenCV reads beside the formats below. Pillow knows their sizes. Its Image.open
+# has a limit and a warning of its own, and is not used.
+_OTHERS = (
+    PpmImagePlugin.PpmImageFile,
+    SunImagePlugin.SunImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+    AvifImagePlugin.AvifImageFile,
+)
 
 
 class Declared(NamedTuple):
@@ -87,13 +93,12 @@ def _declared(data: bytes) -> Declared:
         sides = data[18 : 18 + size], data[18 + size : 18 + 2 * size]
         width, height = (int.from_bytes(x, "little", signed=True) for x in sides)
         return Declared(width, abs(height), 8)  # negative: from the top down
-    try:
-        with Image.open(io.BytesIO(data), formats=_OTHERS) as image:
-            return Declared(*image.size, 17)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"it declares too many pixels: {error}") from error
-    except Exception as error:  # of many kinds: the file may be anything
-        raise ImageError(kind_of_file(data)) from error
+    for kind in _OTHERS:
+        # Of many kinds: SyntaxError for another format, and the file may be anything.
+        with contextlib.suppress(Exception), kind(io.BytesIO(data)) as image:
+            if image.mode != "F":  # fractions, in a PFM
+                return Declared(*image.size, 17)
+    raise ImageError(kind_of_file(data))
 
 
 def _of_jpeg(data: bytes) -> Declared:

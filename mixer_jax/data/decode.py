@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import stat
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -89,6 +90,8 @@ def read_file(path: pathlib.Path, wait_secs: Sequence[float] = (1, 5)) -> bytes:
 def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.ndarray:
     """Decodes JPEG, PNG, WebP, BMP, GIF, TIFF, and PPM, JPEG 2000, AVIF and Sun raster.
 
+    No BigTIFF, and no format with fractions (PFM, Radiance HDR).
+
     A file that declares more pixels than `mixer_jax.data.declared` allows for its size
     is refused before memory is taken for them.
 
@@ -111,6 +114,13 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
     """
     if not data:
         raise ImageError("the file is empty")
+    try:
+        return _decode(data, upright, name)
+    except (IndexError, struct.error) as error:  # reading what stands in headers
+        raise ImageError("damaged: a header ends too early") from error
+
+
+def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
     check_whole(data)
     check_size(data)
     if (frames := num_frames(data)) > 1:

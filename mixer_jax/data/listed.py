@@ -83,7 +83,8 @@ class ListedDataset:
       class_names: see Dataset.
       splits: the examples of each whole split.
       root: the folder that paths are relative to in a fingerprint.
-      missing: paths of files that were not there when `columns` looked for them.
+      missing: paths of files that were not there, or that this user may not read, when
+        `columns` looked for them.
     """
 
     name: str
@@ -248,8 +249,10 @@ def open_digits() -> ListedDataset:
 
 
 def _size(path: str) -> bytes:
-    """Returns the size of a file, MISSING if it is not there."""
+    """Returns the size of a file, MISSING if it is not there or may not be read."""
     try:
+        if not os.access(path, os.R_OK):
+            return MISSING
         return str(os.stat(path).st_size).encode()
     except OSError:
         return MISSING

@@ -41,14 +41,14 @@ _BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\ufeff"
 # Longer names are not names. Unicode's forms of such texts can take minutes.
 _LONGEST = 1000
 
-# Halves of letters, which a JSON text may have alone. Those between stand for bytes in
-# names of files that are not in UTF-8.
-HALVES = r"[\ud800-\udc7f\udd00-\udfff]"
+# Lone surrogates, which a JSON text may have. Those between stand for bytes in names of
+# files that are not in UTF-8.
+SURROGATES = r"[\ud800-\udc7f\udd00-\udfff]"
 
 
 def printable(text: object) -> str:
     r"""Returns a path or name that can be printed: bytes that are not UTF-8 as \xe9."""
-    text = re.sub(HALVES, lambda half: f"\\u{ord(half[0]):x}", str(text))
+    text = re.sub(SURROGATES, lambda x: f"\\u{ord(x[0]):x}", str(text))
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -182,8 +182,8 @@ class _Unreadable:
             ):
                 raise DatasetError(
                     f"{example.name}, an image of the split {self.split}, cannot be "
-                    f"read any more: {error}. Bring it back, or its disk; then give "
-                    "the same command again."
+                    f"read: {error}. Bring it back, or its disk; then give the same "
+                    "command again."
                 ) from error
             if example.name not in self.names:
                 self.names.add(example.name)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 Size = tuple[int, int]
 
-MOST_RESIZED = 20
+# Of an image that is resized before it is cut, a side has at most so many pixels: as
+# float32 it takes 200 MB.
+MOST_RESIZED = 4096
 
 
 def as_size(value: int | Sequence[int]) -> Size:
@@ -46,14 +48,13 @@ def covers(size: int | Sequence[int], part: int | Sequence[int]) -> bool:
     return all(a >= b for a, b in zip(as_size(size), as_size(part), strict=True))
 
 
-def is_resize(size: int | Sequence[int], crop: int | Sequence[int]) -> bool:
-    """Returns whether images are resized to `size` to be cut to `crop`.
+def fits_crop(size: int | Sequence[int], crop: int | Sequence[int]) -> bool:
+    """Returns whether images may be resized to `size` to be cut to `crop`.
 
-    It covers that, and is at most MOST_RESIZED times as high and wide: a file must not
-    make images that fit into no memory.
+    `size` covers that, and has at most MOST_RESIZED pixels a side: a config.json must
+    not make images that fit into no memory.
     """
-    largest = [MOST_RESIZED * side for side in as_size(crop)]
-    return covers(size, crop) and covers(largest, size)
+    return covers(size, crop) and covers(MOST_RESIZED, size)
 
 
 def in_proportion(size: Size, old: Size, new: Size) -> Size:

@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import pathlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -99,8 +100,12 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
     where = printable(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8-sig") as file:
-        # Strict: a quote that is not closed would swallow the lines below it.
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        # Strict: a quote that is not closed would swallow the lines below it. But it
+        # would refuse blanks behind a quote too.
+        blanks = re.compile(rf'" +(?=[{delimiter}\r\n]|$)')
+        lines = (blanks.sub('"', line) for line in file)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        start = 1  # the line in which a row begins
         try:
             header = next(reader, [])
             columns = [clean_name(x).casefold() for x in header]
@@ -111,7 +116,9 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
                     "with the columns path and label, and optionally split, each once "
                     f"and separated by {delimiter!r}."
                 )
+            start = reader.line_num + 1
             for row in reader:
+                start = reader.line_num + 1
                 if not any(row):
                     continue
                 line = f"{where}, line {reader.line_num}"
@@ -135,9 +142,9 @@ def _read(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
             ) from error
         except csv.Error as error:
             raise DatasetError(
-                f"{where}, line {reader.line_num}: {error}. Expected cells separated "
-                f'by {delimiter!r}, with a " in each cell that begins with one '
-                'written as "", and the quotes around it closed.'
+                f"{where}, line {start}: {error}. A cell that begins with a quote goes "
+                "on to the next one, also over the lines below. Close the quotes in "
+                f'line {start}, and write a " between them as "".'
             ) from error
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from mixer_jax.data.names import HALVES
+from mixer_jax.data.names import SURROGATES
 
 
 def is_whole(x: Any, low: float = -math.inf) -> bool:
@@ -38,9 +38,19 @@ def is_color(x: Any, low: float) -> bool:
     return len(numbers) == 3 and all(is_number(n, low) and n <= 1 for n in numbers)
 
 
+def is_std(x: Any) -> bool:
+    """Returns whether a value is a standard deviation of pixels from 0 to 1."""
+    return is_color(x, math.ulp(0))
+
+
+def is_epsilon(x: Any) -> bool:
+    """Returns whether a value is an epsilon of LayerNorm."""
+    return is_number(x, 0)
+
+
 def are_names(x: Any) -> bool:
-    """Returns whether a value is a list of names; see `is_name`."""
-    return isinstance(x, list) and all(map(is_name, x))
+    """Returns whether a value is a list of names of classes, of which any may be ""."""
+    return isinstance(x, list) and all(map(is_text, x))
 
 
 def is_name(x: Any) -> bool:
@@ -49,5 +59,5 @@ def is_name(x: Any) -> bool:
 
 
 def is_text(x: Any) -> bool:
-    """Returns whether a value is a text without halves of letters."""
-    return isinstance(x, str) and not re.search(HALVES, x)
+    """Returns whether a value is a text without lone surrogates."""
+    return isinstance(x, str) and not re.search(SURROGATES, x)

@@ -1,8 +1,9 @@
 """Compiled programs are kept from one process to the next, in a folder of the user.
 
-JAX does it: its persistent compilation cache. The key of a program holds all that its
-machine code depends on: the program, the flags, the versions, the device and, on CPU,
-the processor's features. So a program from the cache gives the same bits.
+JAX does it: its persistent compilation cache. The key of a program holds the program,
+the compiler's flags and options, the versions of jaxlib and the backend, and the device
+(jax/_src/cache_key.py). For CPUs, XLA compares the processor's features when it loads a
+program; on some it refuses all (github.com/jax-ml/jax/issues/38445).
 """
 
 import logging
@@ -27,8 +28,8 @@ def keep_compiled_programs() -> None:
 
     JAX's environment variables come first: JAX_ENABLE_COMPILATION_CACHE=0 turns it
     off, JAX_COMPILATION_CACHE_DIR names a cache of the user's own. If the folder cannot
-    be written, nothing is kept. JAX warns if it cannot read or write a program, and
-    compiles it.
+    be written, or someone else could write there, nothing is kept.
+    JAX warns if it cannot read or write a program, and compiles it.
     """
     config: Any = jax.config  # its values are attributes that types do not know
     if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir:
@@ -36,6 +37,13 @@ def keep_compiled_programs() -> None:
     folder = pathlib.Path(pooch.os_cache("mixer_jax")) / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            logger.warning(
+                "Compiled programs are not kept: other users can write to %s. Remove "
+                "the folder, or take their right to write: chmod go-w",
+                folder,
+            )
+            return
         # JAX's own lock: several processes may use the folder at a time.
         with filelock.FileLock(folder / ".lockfile").acquire(timeout=10):
             _remove_cut_off(folder)
@@ -49,6 +57,14 @@ def keep_compiled_programs() -> None:
     ):
         if name.upper() not in os.environ:
             config.update(name, value)
+
+
+def _is_private(folder: pathlib.Path) -> bool:
+    """Returns whether nobody but this user (and root) can write to a folder."""
+    if not hasattr(os, "getuid"):  # Windows: it is in the user's own profile
+        return True
+    about = folder.stat()
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022
 
 
 def _remove_cut_off(folder: pathlib.Path) -> None:

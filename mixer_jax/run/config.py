@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from mixer_jax.data.preprocess import HALF, Color, as_color
-from mixer_jax.data.sizes import MOST_RESIZED, as_size, is_resize, size_text
+from mixer_jax.data.sizes import MOST_RESIZED, as_size, fits_crop, size_text
 from mixer_jax.run.keys import KEYS, row_of, values_of
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     crops = {"pp": config.pp}
     crops |= {f"evals.{name}": spec for name, spec in evals(config).items()}
     for name, spec in crops.items():
-        if spec.evaluation != "resize" and not is_resize(spec.resize, crop):
+        if spec.evaluation != "resize" and not fits_crop(spec.resize, crop):
             yield (
                 f"{name}.resize is {spec.resize}; {spec.evaluation} cuts "
                 f"{size_text(crop)} pixels (pp.crop) out of it, and needs at least as "
-                f"many, and at most {MOST_RESIZED} times as many each way."
+                f"many each way, and at most {MOST_RESIZED}."
             )
     if config.init_from and config.pretrained_dir:
         yield (

@@ -71,7 +71,7 @@ class Data:
 
     @property
     def missing(self) -> set[str]:
-        """Paths of files that are listed, and were not there at the start."""
+        """Paths of files that are listed, and could not be read at the start."""
         opened = self.datasets.values()
         listed = [found for found in opened if isinstance(found, ListedDataset)]
         return set().union(*(found.missing for found in listed))

@@ -12,9 +12,11 @@ from mixer_jax.data.permute import PERMUTATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
 from mixer_jax.data.values import (
     is_color,
+    is_epsilon,
     is_number,
     is_pair,
     is_size,
+    is_std,
     is_text,
     is_whole,
 )
@@ -134,7 +136,7 @@ KEYS = {
     "pp.std": Values(
         "a number above 0 and at most 1, or three, for pixels from 0 to 1, such as "
         "(0.229,0.224,0.225)",
-        lambda x: is_color(x, math.ulp(0)),
+        is_std,
     ).or_default(OF_FILE),
     "pp.area_range": Values(
         "two numbers, the smaller one first, above 0 and at most 1",
@@ -222,7 +224,9 @@ KEYS = {
     "model.remat": _one_of(*REMAT_POLICIES).or_default(),
     "model.scan_blocks": BOOL,
     "model.gelu": _one_of(*GELUS).or_default(OF_FILE),
-    "model.layer_norm_epsilon": _number(0).or_default(OF_FILE),
+    "model.layer_norm_epsilon": Values("a number, at least 0", is_epsilon).or_default(
+        OF_FILE
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mixer_jax.data.fingerprint import Fingerprint, is_fingerprint
 from mixer_jax.data.names import printable
-from mixer_jax.data.sizes import is_resize
+from mixer_jax.data.sizes import MOST_RESIZED, fits_crop
 from mixer_jax.data.values import is_text
 from mixer_jax.json_files import read_json
 from mixer_jax.run.keys import values_of
@@ -95,8 +95,11 @@ def read_recorded_config(workdir: pathlib.Path) -> dict[str, Any]:
             problems.append(f"{key} is {value!r:.80}; expected {allowed.expected}")
     if not problems and flat["pp.evaluation"] != "resize":
         crop, resize = flat["pp.crop"], flat["pp.resize"]
-        if not is_resize(resize, crop):
-            problems.append(f"pp.resize is {resize}, and pp.crop {crop}")
+        if not fits_crop(resize, crop):
+            problems.append(
+                f"pp.resize is {resize}; expected at least pp.crop, which is {crop}, "
+                f"and at most {MOST_RESIZED} each way"
+            )
     if not isinstance(flat.get(HISTORY, []), list):
         problems.append(f"{HISTORY} is {flat[HISTORY]!r:.80}; expected a list")
     if problems:

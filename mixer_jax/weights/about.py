@@ -13,8 +13,15 @@ from typing import Any, NamedTuple
 
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
-from mixer_jax.data.sizes import is_resize
-from mixer_jax.data.values import are_names, is_color, is_name, is_number, is_size
+from mixer_jax.data.sizes import fits_crop
+from mixer_jax.data.values import (
+    are_names,
+    is_color,
+    is_epsilon,
+    is_name,
+    is_size,
+    is_std,
+)
 from mixer_jax.files import replace_when_whole
 from mixer_jax.json_files import parse_json, read_json
 from mixer_jax.model import GELUS, MlpMixer
@@ -125,22 +132,19 @@ def _is_transform(x: Any) -> bool:
         "evaluation": lambda x: x in list(EVALUATIONS),
         "interpolation": lambda x: x in [None, *INTERPOLATIONS],
         "mean": lambda x: is_color(x, 0),
-        "std": lambda x: is_color(x, 1e-6),
+        "std": is_std,
     }
     if not isinstance(x, dict) or not all(k in rules and rules[k](x[k]) for k in x):
         return False
     is_cut = "resize" in x and x.get("evaluation", "resize") != "resize"
-    return not is_cut or ("crop" in x and is_resize(x["resize"], x["crop"]))
+    return not is_cut or ("crop" in x and fits_crop(x["resize"], x["crop"]))
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "the whole": (lambda x: False, "an object"),
     "model_name": (is_name, "a text"),
     "gelu": (lambda x: x in list(GELUS), " or ".join(GELUS)),
-    "layer_norm_epsilon": (
-        lambda x: is_number(x) and 0 < x < 1,
-        "a number between 0 and 1",
-    ),
+    "layer_norm_epsilon": (is_epsilon, "a number, at least 0"),
     "class_names": (lambda x: x is None or are_names(x), "a list of names"),
     "transform": (
         _is_transform,

@@ -34,7 +34,7 @@ class Archive:
     """An open npz file.
 
     Attributes:
-      members: its arrays. They have at least one value, and none holds objects.
+      members: its arrays. None holds objects.
     """
 
     def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile):
@@ -59,8 +59,8 @@ class Archive:
         if found > most_array_bytes(size):
             raise CheckpointError(
                 f"{self._path} of {size:,} bytes would become {found:,} bytes of "
-                "arrays, which is refused: so small are no parameters. If they are "
-                "meant, write them without compression, with np.savez."
+                "arrays, which is refused. Parameters rarely compress that much. If "
+                "they are meant, write them without compression, with np.savez."
             )
 
     def _read_header(self, info: zipfile.ZipInfo) -> Member:
@@ -74,7 +74,7 @@ class Archive:
             if dtype.hasobject:
                 raise ValueError("it holds pickled objects")
             # Each side by itself: 0 times any number would be right too.
-            is_right = all(0 < side <= size for side in shape)
+            is_right = all(0 <= side < 2**31 for side in shape) and dtype.itemsize
             if not is_right or math.prod(shape) * dtype.itemsize != size:
                 raise ValueError(
                     f"its {size:,} bytes are no array of {dtype!s:.80} and the shape "

@@ -28,6 +28,8 @@ def read_class_names(path: pathlib.Path) -> list[str]:
     """
     with path.open("rb") as file:
         data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise CheckpointError(f"{path} is larger than 16 MB. {_EXPECTED}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,9 +41,8 @@ def read_class_names(path: pathlib.Path) -> list[str]:
         names = _parse_json(path, text)
     else:
         names = [line.strip() for line in text.rstrip().splitlines()]
-    if len(data) > LARGEST_JSON or not names:
-        found = "is larger than 16 MB" if names else "is empty"
-        raise CheckpointError(f"{path} {found}. {_EXPECTED}")
+    if not names:
+        raise CheckpointError(f"{path} is empty. {_EXPECTED}")
     for i, name in enumerate(names, start=1):
         if not is_name(name):
             raise CheckpointError(f"{path}: name {i} is {name!r:.80}. {_EXPECTED}")

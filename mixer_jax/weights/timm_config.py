@@ -14,7 +14,7 @@ from typing import Any
 from mixer_jax.data.imagenet import imagenet_names, imagenet_synsets
 from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import EvalTransform
-from mixer_jax.data.values import are_names, is_number, is_whole
+from mixer_jax.data.values import are_names, is_epsilon, is_number, is_whole
 from mixer_jax.json_files import read_json
 from mixer_jax.variants import VARIANTS
 from mixer_jax.weights.layout import CheckpointError
@@ -153,7 +153,7 @@ _RULES: dict[str, Check] = {
         "three numbers from 0 to 1",
     ),
     "std": (
-        lambda x: _is_list(x, [1, 3], lambda y: is_number(y) and y > 1e-6),
+        lambda x: _is_list(x, [1, 3], lambda y: is_number(y, math.ulp(0))),
         "three numbers above 0",
     ),
     "label_offset": _only(0),
@@ -163,8 +163,8 @@ _RULES: dict[str, Check] = {
         "a text for each of label_names",
     ),
     "layer_norm_epsilon": (  # written by this package, for itself
-        lambda x: is_number(x) and 0 < x < 1,
-        "a number between 0 and 1",
+        is_epsilon,
+        "a number, at least 0",
     ),
     "model_args.num_classes": _CLASSES,
     "model_args.img_size": (

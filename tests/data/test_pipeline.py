@@ -132,8 +132,8 @@ def test_a_file_that_goes_away_is_an_error_and_one_that_was_missing_is_not(
     with pytest.raises(DatasetError) as caught:
         read()
     assert str(caught.value) == (
-        f"{source.images[5]}, an image of the split train[:9], cannot be read any more:"
-        " No such file or directory. Bring it back, or its disk; then give the same "
+        f"{source.images[5]}, an image of the split train[:9], cannot be read: "
+        "No such file or directory. Bring it back, or its disk; then give the same "
         "command again."
     )
 

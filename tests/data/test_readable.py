@@ -1,8 +1,10 @@
 """Whether a file can be read is decided in one place, for all that read images."""
 
 import contextlib
+import errno
 import itertools
 import logging
+import os
 import pathlib
 from random import Random
 
@@ -23,7 +25,7 @@ SHAPES = [(1, 1), (2, 1800), (1800, 2), (1, 40_000), (31, 33)]
 
 
 @pytest.fixture(scope="module")
-def odd_files(tmp_path_factory):
+def odd_dataset(tmp_path_factory):
     """A dataset of one class and 120 odd files, about half of them unreadable."""
     root = tmp_path_factory.mktemp("odd")
     folder = root / "train" / "odd"
@@ -43,7 +45,24 @@ def odd_files(tmp_path_factory):
     (folder / "cut.jpg").write_bytes((folder / "rgb.jpg").read_bytes()[:-60])
     (folder / "gone.png").symlink_to("nowhere")
     (folder / "device.png").symlink_to("/dev/zero")
-    return open_dataset(str(root)).split("train")
+    (folder / "secret.png").write_bytes((folder / "rgb.png").read_bytes())
+    return open_dataset(str(root))
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch):
+    """The system refuses a file. It would not do so for root."""
+    access, open_ = os.access, os.open
+    is_secret = lambda path: str(path).endswith("secret.png")
+
+    def refuse(path, flags, *args, **kwargs):
+        if is_secret(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_(path, flags, *args, **kwargs)
+
+    allow = lambda path, mode: not is_secret(path) and access(path, mode)
+    monkeypatch.setattr(os, "access", allow)
+    monkeypatch.setattr(os, "open", refuse)
 
 
 def skipped(caplog):
@@ -51,7 +70,10 @@ def skipped(caplog):
     return {x.split(": ")[0].removeprefix("skipping ") for x in told}
 
 
-def test_all_readers_agree(odd_files, loaded, caplog):
+def test_all_readers_agree(odd_dataset, loaded, caplog):
+    for column in odd_dataset.columns("train").values():  # as at the start of a run
+        list(column)
+    odd_files, missing = odd_dataset.split("train"), odd_dataset.missing
     size = len(odd_files)
     files = [odd_files[i].name for i in range(size)]
     checked = list(check_images("train", odd_files))
@@ -59,7 +81,7 @@ def test_all_readers_agree(odd_files, loaded, caplog):
     bad = {x.name for x in checked if x.error}
     assert size / 4 < len(bad) < size * 3 / 4
     names = {pathlib.Path(x).name for x in bad}
-    assert {"empty.jpg", "cut.jpg", "device.png"} <= names
+    assert {"empty.jpg", "cut.jpg", "device.png", "secret.png"} <= names
     assert not {"wrong-ending.jpg", "2x1800.png", "1x1.png", "frames.gif"} & names
 
     with caplog.at_level(logging.WARNING):  # as data preview and plot mixing do
@@ -69,14 +91,18 @@ def test_all_readers_agree(odd_files, loaded, caplog):
 
     for evaluation in EVALUATIONS:
         transform = EvalTransform(16, evaluation, 18)
-        batches = pipeline.eval_batches(odd_files, transform, batch_size=size)
+        batches = pipeline.eval_batches(
+            odd_files, transform, batch_size=size, missing=missing
+        )
         with contextlib.closing(batches):
             (batch,) = batches
         assert {x for x, ok in zip(files, batch["mask"], strict=True) if not ok} == bad
 
     caplog.clear()
     transform = TrainTransform(16, randaugment=(2, 10))
-    batches = pipeline.train_batches(odd_files, transform, batch_size=size, seed=0)
+    batches = pipeline.train_batches(
+        odd_files, transform, batch_size=size, seed=0, missing=missing
+    )
     with caplog.at_level(logging.WARNING), contextlib.closing(batches):
         (batch,) = itertools.islice(batches, 1)
     assert batch["image"].shape == (size, 16, 16, 3)

@@ -4,6 +4,7 @@ from mixer_jax.data.sizes import (
     as_size,
     as_value,
     covers,
+    fits_crop,
     in_proportion,
     is_size,
     parse_size,
@@ -32,4 +33,8 @@ def test_sizes_compared_and_scaled():
     assert covers((320, 224), (320, 224))
     assert not covers(256, (320, 224))
     assert not covers((300, 300), (224, 320))
+    assert fits_crop(256, 12)
+    assert fits_crop((4096, 500), (320, 224))
+    assert not fits_crop((4097, 500), (320, 224))
+    assert not fits_crop(223, 224)
     assert in_proportion((256, 256), (224, 224), (320, 224)) == (366, 256)

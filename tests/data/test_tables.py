@@ -43,8 +43,11 @@ def test_table_without_its_columns(tmp_path):
         (b"path,label\n\xe9.jpg,x\n", "is not a UTF-8 table"),
         (b"path,label\na\0.jpg,x\n", r"line 2: found \['a\\x00.jpg', 'x'\]"),
         # The lines below would be part of the cell.
-        (b'path,label\n"a.jpg,x\nb.jpg,x\n', "line 3: unexpected end of data"),
-        (b'path,label\n"a.jpg,x\n"b.jpg",x\n', "line 3: ',' expected after"),
+        (
+            b'path,label\n"a.jpg,x\nb.jpg,x\n',
+            "line 2: unexpected end of data. .* Close the quotes in line 2",
+        ),
+        (b'path,label\n"a.jpg,x\n"b.jpg",x\n', "line 2: ',' expected after"),
         (b'path,label\n"' + b"x" * 200_000, r"line 2: field larger than field limit"),
         (b",".join([b"x"] * 10**6), r"the first line is \['x', .*'…'\]. Expected"),
     ],
@@ -97,6 +100,13 @@ def test_labels_and_splits_are_cleaned(tmp_path, caplog):
         "'holdout' (1 rows)",
     ):
         assert line in caplog.text, line
+
+
+def test_blanks_around_quotes_are_no_part_of_a_cell(tmp_path):
+    text = 'path,label\n"i/0.png" ,"x, y" \r\n"i/1.png"  ,"say ""z"""\n'
+    dataset = open_dataset(write_table(tmp_path, text))
+    assert dataset.class_names == ['say "z"', "x, y"]
+    assert labels(dataset.split("train")) == [1, 0]
 
 
 def test_no_split_column_needs_no_word(tmp_path, caplog):

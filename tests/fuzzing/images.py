@@ -56,7 +56,6 @@ def write_images(folder: pathlib.Path) -> list[pathlib.Path]:
         ("bits.tif", rgb.convert("1"), {"compression": "group4"}),
         ("jpeg.tif", rgb, {"compression": "jpeg"}),
         ("frames.tif", rgb, frames),
-        ("big.tif", rgb, {"big_tiff": True}),
         ("rgb.ppm", rgb, {}),
         ("rgb.jp2", rgb, {}),
     ):

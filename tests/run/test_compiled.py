@@ -1,3 +1,6 @@
+import logging
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -68,6 +71,24 @@ def test_jaxs_variables_come_first(cache, tmp_path):
     assert not compile_as_a_new_process(2, own)
     assert compile_as_a_new_process(2, own)
     assert not cache.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="has no owners of files")
+@pytest.mark.parametrize("reason", ["mode", "owner"])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    cache, reason, monkeypatch, caplog
+):
+    cache.mkdir(parents=True)
+    if reason == "mode":
+        cache.chmod(0o777)
+    else:
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
+    with caplog.at_level(logging.WARNING):
+        assert not compile_as_a_new_process(2)
+        assert not compile_as_a_new_process(2)
+    assert not list(cache.iterdir())
+    assert f"other users can write to {cache}. Remove the folder" in caplog.text
 
 
 def test_without_a_folder_to_write_to_all_is_compiled(cache):

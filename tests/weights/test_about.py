@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.run.keys import KEYS
 from mixer_jax.weights.about import (
     About,
     about_model,
@@ -52,6 +53,27 @@ def test_it_comes_back_as_it_was(about, tmp_path):
         )
         assert EvalTransform(**found.transform) == TRANSFORM
         assert found.class_names == about.class_names
+
+
+@pytest.mark.parametrize("epsilon", [0, 1.0, 2])
+def test_all_that_a_config_allows_can_be_read(tiny, tmp_path, epsilon):
+    transform = EvalTransform(
+        12, "torchvision", 256, interpolation="bilinear", std=1e-7
+    )
+    values = {"layer_norm_epsilon": epsilon, "std": 1e-7, "resize": 256}
+    for row, value in values.items():
+        (key,) = (x for x in KEYS if x in (f"model.{row}", f"pp.{row}"))
+        assert KEYS[key].include(value)
+    model = tiny.sizes.create_model(layer_norm_epsilon=epsilon)
+    about = about_model(model, transform, ["", " ", "a"])
+    write_beside(tmp_path / "a.npz", about)
+    for found in (
+        read_beside(tmp_path / "a.npz"),
+        from_metadata("a", to_metadata(about)),
+    ):
+        assert found.fields["layer_norm_epsilon"] == epsilon
+        assert EvalTransform(**found.transform) == transform
+        assert found.class_names == ["", " ", "a"]
 
 
 def test_what_is_not_known_is_not_said(tmp_path):

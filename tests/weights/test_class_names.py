@@ -41,6 +41,7 @@ def test_names_as_editors_write_them(tmp_path, content):
         (b'["ant", "bee"', "names is no JSON file: Expecting"),
         (b"ant\n\nbee\n", "names: name 2 is ''"),
         (b"ant\ncaf\xe9\n", "names is not a text in UTF-8: .* at byte 7"),
+        (b"\xff" * (2**24 + 1), "names is larger than 16 MB"),
         ("ant\nbee".encode("utf-16"), "names is not a text in UTF-8"),
     ],
 )

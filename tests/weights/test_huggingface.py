@@ -176,7 +176,7 @@ def test_tags_say_imagenet(tiny, tmp_path):
         ),
         ({"model_args": [1]}, r"model_args is \[1\], expected a table of keys"),
         ({"pretrained_cfg": "x"}, "pretrained_cfg is x, expected a table of keys"),
-        ({"layer_norm_epsilon": 2}, "layer_norm_epsilon is 2, expected a number"),
+        ({"layer_norm_epsilon": -1}, "layer_norm_epsilon is -1, expected a number"),
     ],
 )
 def test_hostile_configs_are_one_message(write, changes, message):

@@ -291,6 +291,13 @@ def test_broken_input_is_named(tiny, tmp_path, kind):
         assert str(error.value).startswith(str(path))
 
 
+def test_an_array_without_values_is_kept(tiny, tmp_path, assert_same):
+    tree = tiny.tree() | {"mine": {"a": np.zeros((0,), "float32")}}
+    tree["mine"]["b"] = np.zeros((3, 0), "float32")
+    npz.save_checkpoint(tmp_path / "a.npz", tree)
+    assert_same(npz.read_checkpoint(tmp_path / "a.npz"), tree)
+
+
 def test_folder_and_missing_file(tiny, tmp_path):
     npz.save_checkpoint(tmp_path / "mine.npz", tiny.tree())
     with pytest.raises(layout.CheckpointError, match=r"is a folder.*In it: mine.npz"):
