@@ -156,6 +156,7 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
     Raises:
       AssertionError: they differ, or a process ended otherwise than promised.
     """
+    assert plan.steps >= 2 * EVERY or not plan.damages, "no other checkpoint to take"
     whole = Run(folder / "whole", plan)
     while whole.step() < 0 and not whole.ended():
         time.sleep(0.05)
@@ -170,12 +171,13 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
     signals = [signal.SIGKILL] * plan.kills + [signal.SIGTERM] * plan.terms
     rng.shuffle(signals)
     damage_after = set(rng.sample(range(len(signals)), plan.damages))
-    workdir = folder / "disturbed"
-    for i, number in enumerate(signals):
-        run = Run(workdir, plan)
+    workdir, i = folder / "disturbed", 0
+    while i < len(signals):
+        run, number = Run(workdir, plan), signals[i]
         left = len(signals) - i
-        where = _wait_for_moment(run, rng, left, start_secs, plan.steps)
-        during = where
+        during = _wait_for_moment(run, rng, left, start_secs, plan.steps)
+        while i in damage_after and not (_checkpoints(workdir)[1:] or run.ended()):
+            time.sleep(0.01)  # else no damage could be made good
         if run.step() < 0:
             during = "starting"
         else:
@@ -184,14 +186,20 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
             )  # as programs are compiled now
             if any(workdir.glob("checkpoints/*-tmp")):
                 during = "saving"
+        if run.ended():  # before that moment, so this start does not count
+            _finish(run)
+            continue
         victim = rng.choice(run.processes)
         victim.send_signal(number)
         secs = run.secs()
         # The others of several processes notice; a scheduler may not wait for that.
         patience = LEAVE_SECS if number == signal.SIGTERM else rng.uniform(0, 5)
         statuses = run.wait(patience)
+        status = statuses[run.processes.index(victim)]
+        if number == signal.SIGKILL and status == 0:  # it ended before the signal
+            continue
         counts[f"{number.name} {during}"] += 1
-        _check(run, number, statuses[run.processes.index(victim)])
+        _check(run, number, status)
         if i in damage_after:
             counts[f"damaged {_damage(workdir, rng)}"] += 1
         print(
@@ -199,6 +207,7 @@ def soak(folder: pathlib.Path, plan: Plan) -> collections.Counter[str]:
             f"step {run.step()}, status {statuses}",
             flush=True,
         )
+        i += 1
     _finish(Run(workdir, plan))
     assert not list(workdir.rglob("*.partial")), "something half-written stayed"
     compare(folder / "whole", workdir)
@@ -235,6 +244,8 @@ def _check(run: Run, number: signal.Signals, status: int) -> None:
     assert "Traceback" not in output, output
     if number == signal.SIGTERM:
         assert status in {*STOPPED, 0}, f"{status}\n{output}"
+    else:
+        assert status == -number, f"{status}\n{output}"
 
 
 def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -243,19 +254,15 @@ def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 def _damage(workdir: pathlib.Path, rng: random.Random) -> str:
     """Damages a file of the newest checkpoint, or final.npz; returns how."""
-    steps = sorted(_checkpoints(workdir), key=lambda x: int(x.name))
-    files = (
-        [x for x in sorted(steps[-1].rglob("*")) if x.is_file()] if steps[1:] else []
-    )
+    newest = max(_checkpoints(workdir), key=lambda x: int(x.name))
+    files = [x for x in sorted(newest.rglob("*")) if x.is_file()]
     files += [x for x in [workdir / "final.npz"] if x.exists()]
-    if not files:
-        return "nothing"
     file = rng.choice(files)
     data = bytearray(file.read_bytes())
     how = rng.choice(["zeroed", "cut", "removed", "one bit flipped"])
     if how == "removed" or not data:
         file.unlink()
-        return f"{how}"
+        return how
     if how == "zeroed":
         data[:] = bytes(len(data))
     elif how == "cut":

@@ -1,11 +1,13 @@
 """train.py as a user starts it."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -152,56 +154,48 @@ def test_tfds_dataset_without_tensorflow(tmp_path, tfds_dir):
     assert "TensorFlow: False" in done.stdout
 
 
-MISTAKES = [
-    (["--config.dataset=/no/where"], "DatasetError: There is no folder"),
-    (["--config.pretrained_dir=/no/where"], "/no/where/digits.npz: no such file"),
-    (["--config.pretrained_dir=None"], "from scratch: --config.pretrained_dir=''"),
-    (["--config.base_lr=-1"], "base_lr is -1.0; expected a number, at least 0"),
-    (["--config.base_lrs=1"], "no key 'base_lrs'. Did you mean base_lr?"),
-    (["--config.batch=many"], "batch"),
-    (["configs/b16.py"], "Not a flag: configs/b16.py"),
-]
-
-# Imports once, and runs train.py in one process after another.
-EACH = """
-import json, os, runpy, sys
-import mixer_jax.run.trainer
-
-sys.path.insert(0, ".")
-for output, *args in json.loads(sys.argv[1]):
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = ["train.py", *args]
-    runpy.run_path("train.py", run_name="__main__")
-    break
-"""
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.dataset=/no/where"], "DatasetError: There is no folder"),
+        (["--config.base_lrs=1"], "no key 'base_lrs'. Did you mean base_lr?"),
+        (["configs/b16.py"], "Not a flag: configs/b16.py"),
+    ],
+)
+def test_mistakes_get_one_message_and_no_traceback(tmp_path, args, message):
+    done = train("--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *args)
+    assert done.returncode == 1
+    output = done.stdout + done.stderr
+    assert message in output
+    assert "Traceback" not in output
 
 
-def test_mistakes_get_one_message_and_no_traceback(tmp_path):
-    outputs = [tmp_path / f"{i}.txt" for i in range(len(MISTAKES))]
-    run = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
-    commands = [
-        [str(output), *run, *args]
-        for output, (args, _) in zip(outputs, MISTAKES, strict=True)
-    ]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", EACH, json.dumps(commands)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        check=True,
-    )
-    assert len(done.stdout.split()) == len(MISTAKES)
-    assert "0" not in done.stdout.split()
-    for output, (_, message) in zip(outputs, MISTAKES, strict=True):
-        assert message in output.read_text()
-        assert "Traceback" not in output.read_text()
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrained_dir=/no/where", "/no/where/digits.npz: no such file"),
+        ("pretrained_dir=None", "from scratch: --config.pretrained_dir=''"),
+        ("base_lr=-1", "base_lr is -1.0; expected a number, at least 0"),
+    ],
+)
+def test_other_mistakes_in_a_config(tmp_path, monkeypatch, capsys, override, message):
+    """Called here, as a process of its own would import JAX again."""
+    import train as program
+
+    config = load("digits", f"--config.{override}")
+    values = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run")}
+    values |= dict.fromkeys(("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"))
+    for name, value in values.items():
+        monkeypatch.setattr(program, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(program, "keep_compiled_programs", lambda: None)
+    alone = lambda *args: contextlib.nullcontext()  # JAX runs here already
+    monkeypatch.setattr(program.processes, "initialize", alone)
+    with pytest.raises(SystemExit) as ended:
+        program.main(["train.py"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
 
 
 def tiny_run(workdir):

@@ -38,6 +38,9 @@ DEAD_SECS = 60.0
 # How long a process may take from making the file to writing into it.
 _WRITE_SECS = 5.0
 
+# So long the new lock of a dead run's folder must stay, before it counts.
+_REPLACE_SECS = 2.0
+
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}
 
 _held: set[int] = set()  # the open files of this process's locks
@@ -148,7 +151,7 @@ def _acquire(path: pathlib.Path) -> int:
                 os.truncate(file, 0)
                 os.pwrite(file, json.dumps(own._asdict()).encode() + b"\n", 0)
                 if replaces:  # another machine may have done so at the same moment
-                    time.sleep(2)
+                    time.sleep(_REPLACE_SECS)
                 is_ours = _is_at(file, path)
         except OSError:
             if is_new:

@@ -14,8 +14,7 @@ OTHERS = ("dataset", "progress_every", "eval_every", "checkpoint_every", "evals"
 def programs_are_built_once():
     """Most of a small run's time is the tracing and compilation of its programs.
 
-    A run that goes on here does so with the program that began it, as in a new process
-    with JAX's compilation cache.
+    So a run that goes on here does so with the program that began it; see `built_anew`.
     """
     build, built = program.build_program, {}
 
@@ -30,4 +29,15 @@ def programs_are_built_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "build_program", build_once)
         patch.setattr(trainer, "build_program", build_once)
-        yield
+        yield built
+
+
+@pytest.fixture
+def built_anew(programs_are_built_once):
+    """Forgets programs when it is called, so that the next run builds its own.
+
+    It traces and compiles all again, as a new process does.
+    """
+    kept = programs_are_built_once.copy()
+    yield programs_are_built_once.clear
+    programs_are_built_once.update(kept)

@@ -19,7 +19,14 @@ HOLD = """
 import os, pathlib, sys, time
 from mixer_jax.run.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
-    child = os.fork() if "fork" in sys.argv else 1
+    child = 1
+    if "fork" in sys.argv:
+        heard, told = os.pipe()
+        child = os.fork()
+        if child:
+            os.read(heard, 1)  # it has done what it does after a fork
+        else:
+            os.write(told, b"1")
     if child:
         print("held", child, flush=True)
     time.sleep(300)
@@ -175,7 +182,8 @@ def test_another_machine_that_lives_keeps_its_lock(tmp_path, other_machine):
 def test_the_lock_of_a_machine_that_is_gone_is_taken_over(
     tmp_path, other_machine, monkeypatch, caplog
 ):
-    monkeypatch.setattr(lock, "DEAD_SECS", 1.0)
+    monkeypatch.setattr(lock, "DEAD_SECS", 0.3)
+    monkeypatch.setattr(lock, "_REPLACE_SECS", 0.0)
     with lock.locked(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
     assert "locked by process 42 on node7, since yesterday" in caplog.text

@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from mixer_jax.training import processes
 
 from ..examples import write_folder
 from ..run.test_trainer import final_params, tiny_config
+from ..soak import free_address
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -44,12 +44,6 @@ def start(workdir, config, devices, *args, program="train.py", env=()):
     )  # fmt: skip
 
 
-def free_address():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
 def start_two(workdir, config, second_config=None):
     address = free_address()
     return [
@@ -60,9 +54,11 @@ def start_two(workdir, config, second_config=None):
 
 
 def finish(*runs, timeout=300):
-    """Waits so many seconds, and returns what each process printed."""
-    # On a busy machine all takes longer. What tests wait for in vain takes over 60 s.
-    deadline = time.monotonic() + max(timeout, 50)
+    """Waits so many seconds, and returns what each process printed.
+
+    On a busy machine all takes long. So tests look at what is printed, not at a clock.
+    """
+    deadline = time.monotonic() + timeout
     with concurrent.futures.ThreadPoolExecutor(len(runs)) as pool:
         outputs = [pool.submit(_read_all, run.stdout) for run in runs]
         try:
@@ -172,7 +168,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(config, tmp_path):
     stopped_at = [0]
     for attempt in range(2):
         runs = start_two(tmp_path, config)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while len(train_losses(tmp_path)) < stopped_at[-1] + 3:
             assert time.monotonic() < deadline, finish(*runs, timeout=1)
             assert runs[0].poll() is None, finish(*runs)
@@ -226,7 +222,7 @@ def test_two_processes_go_on_from_the_same_whole_checkpoint(
 def test_two_processes_are_refused_where_another_run_writes(config, tmp_path):
     with locked(tmp_path):
         runs = start_two(tmp_path, config)
-        first, second = finish(*runs, timeout=120)
+        first, second = finish(*runs)
         assert [p.name for p in tmp_path.iterdir()] == ["run.lock"]
     message = f"WorkdirInUseError: {tmp_path} is in use by process {os.getpid()} on "
     assert message in first
@@ -242,7 +238,7 @@ def test_both_processes_end_soon_when_one_fails(config, tmp_path):
     for one in configs:
         one.dataset = str(photos)
     configs[1].dataset = str(tmp_path / "none")
-    first, second = finish(*start_two(tmp_path / "run", *configs), timeout=120)
+    first, second = finish(*start_two(tmp_path / "run", *configs))
     assert "Process 1 ended with DatasetError: There is no folder" in first, first
     assert "There is no folder" in second, first + second
 
@@ -395,7 +391,7 @@ def test_processes_that_srun_started_find_each_other():
     variables = slurm(0, 2)
     others = [(k, "1" if k in ("SLURM_PROCID", "SLURM_LOCALID") else v)
               for k, v in variables]  # fmt: skip
-    outputs = finish(start_in_cluster(variables), start_in_cluster(others), timeout=60)
+    outputs = finish(start_in_cluster(variables), start_in_cluster(others))
     for i, output in enumerate(outputs):
         assert f"{i} of 2, True" in output
 
@@ -409,12 +405,12 @@ def test_processes_that_srun_started_find_each_other():
     ],
 )
 def test_one_process_alone_waits_for_nobody(environment):
-    (output,) = finish(start_in_cluster(environment), timeout=60)
+    (output,) = finish(start_in_cluster(environment))
     assert output == "0 of 1, False\n"
 
 
 def test_a_shell_that_srun_opened_is_a_run_of_one_process():
-    (output,) = finish(start_in_cluster(slurm(0, 1)), timeout=60)
+    (output,) = finish(start_in_cluster(slurm(0, 1)))
     assert "0 of 1, True" in output
 
 
