@@ -1,13 +1,15 @@
-"""metrics.jsonl and TensorBoard's files on a disk that refuses what is written."""
+"""The numbers of a run, also on a disk that refuses what is written."""
 
 import errno
 import json
+import types
 
+import jax
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
 from mixer_jax.files import DiskError
-from mixer_jax.training.metrics import MetricsWriter
+from mixer_jax.training.metrics import MetricsWriter, NonFiniteError, Reporter
 
 
 @pytest.fixture
@@ -88,3 +90,21 @@ def test_tensorboard_hides_the_rows_that_are_written_again(tmp_path, monkeypatch
     assert starts == [6]
     (value,) = events[-1].summary.value
     assert (events[-1].step, value.tag) == (6, "train/loss")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_process_logs_what_is_skipped_and_all_stop(
+    tmp_path, monkeypatch, caplog, index
+):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    checkpoints = types.SimpleNamespace(latest_step=int, latest_numbers=dict)
+    lengths = {"total_steps": 9, "batch": 1, "num_examples": 1, "every": 9}
+    bad = {"loss": float("nan"), "grad_norm": 1.0, "skipped": 1}
+    with Reporter(tmp_path, checkpoints, **lengths, nonfinite_limit=2) as reporter:
+        reporter.push(1, bad)
+        reporter.push(2, bad)
+        reporter.to_disk()
+        with pytest.raises(NonFiniteError, match="2 steps in a row"):
+            reporter.flush()
+    assert [x[:6] for x in caplog.messages] == (["step 1"] if index == 0 else [])
+    assert (tmp_path / "metrics.jsonl").exists() == (index == 0)
