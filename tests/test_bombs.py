@@ -17,7 +17,6 @@ from .examples import tiff
 # The address space may grow by what the promise allows: 10 times the file and 500 MB.
 READ = """
 import pathlib, resource, sys
-import jax.numpy as jnp
 from mixer_jax import load_checkpoint
 from mixer_jax.data.decode import ImageError, decode
 from mixer_jax.weights.layout import CheckpointError
