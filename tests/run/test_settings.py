@@ -163,7 +163,7 @@ def test_a_relative_path_whose_folder_is_gone(run, files, tmp_path, monkeypatch)
     config = config.copy_and_resolve_references()
     config.pretrained_dir = "a/b"
     open_workdir(config, "run")
-    (tmp_path / "run" / "final.npz").touch()
+    (tmp_path / "run" / "checkpoints" / "12").mkdir(parents=True)
     recorded, _ = with_absolute_paths(config)
     (tmp_path / "run" / "config.json").write_text(recorded.to_json())
     shutil.rmtree(tmp_path / "a")
