@@ -25,6 +25,14 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for train.py, which no wheel holds
 
 
+# The files that take longest. If they came last, one worker would have them alone.
+LONGEST = ("test_docs.py", "test_notebook.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 class Golden:
     """Data computed by the original programs; see tests/golden/README.md."""
 

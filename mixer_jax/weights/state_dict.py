@@ -20,6 +20,7 @@ from mixer_jax.weights import contents, layout, names, npz
 
 logger = logging.getLogger(__name__)
 
+_MAX_AXES = 8  # of an array; numpy has none of more than 64
 _DTYPES = {"F32", "F16", "BF16"}
 
 
@@ -67,6 +68,12 @@ def read_header(path: str | os.PathLike[str], packages: Collection[Package]) -> 
     with _open(path) as file:
         found = _without_wrappers(str(path), file.keys())
         metadata = dict(file.metadata() or {})
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            num_axes = len(file.get_slice(name).get_shape())
+            if num_axes > _MAX_AXES:
+                raise layout.CheckpointError(
+                    f"{path}: {name} has {num_axes} axes, expected at most {_MAX_AXES}."
+                )
     key = "MixerBlock_0/token_mixing/Dense_0/kernel"
     usual = {names.pytorch_names(x.name, 1, False)[key]: x for x in packages}
     package = next((x for name, x in usual.items() if name in found), None)
