@@ -111,6 +111,7 @@ def test_models_that_the_package_does_not_have(tiny, tmp_path):
             "fn.0.weight has the shape",
         ),
         ({"1.weight": np.zeros((24, 192), "i4")}, "1.weight is I32, expected F32"),
+        ({"1.weight": np.zeros((1,) * 9, "f4")}, "1.weight has 9 axes"),
     ],
 )
 def test_files_that_are_no_mixer_of_the_package(path, tmp_path, change, message):
