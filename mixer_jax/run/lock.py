@@ -38,7 +38,7 @@ DEAD_SECS = 60.0
 # How long a process may take from making the file to writing into it.
 _WRITE_SECS = 5.0
 
-# So long the new lock of a dead run's folder must stay, before it counts.
+# How long the lock that replaces a dead run's must stay, before it counts.
 _REPLACE_SECS = 2.0
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mixer_jax.data.fingerprint import Fingerprint, is_fingerprint
 from mixer_jax.data.names import printable
 from mixer_jax.data.sizes import MOST_RESIZED, fits_crop
-from mixer_jax.data.values import is_text
+from mixer_jax.data.values import are_names
 from mixer_jax.json_files import read_json
 from mixer_jax.run.keys import values_of
 from mixer_jax.weights.layout import CheckpointError
@@ -125,7 +125,7 @@ def read_recorded_names(workdir: pathlib.Path) -> list[str]:
     """
     path = workdir / "class_names.json"
     names = read_json(path, CheckpointError)
-    if not isinstance(names, list) or not all(map(is_text, names)):
+    if not are_names(names):
         raise _damaged(path, f"found {names!r:.80}; expected a list of names")
     return names
 

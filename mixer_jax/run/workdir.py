@@ -33,7 +33,7 @@ from mixer_jax.run.records import (
     read_recorded_names,
 )
 from mixer_jax.training import sharding
-from mixer_jax.training.checkpointing import saved_steps
+from mixer_jax.training.checkpointing import damaged_checkpoints, saved_steps
 from mixer_jax.training.processes import check_shared
 from mixer_jax.training.rows import parse_row, read_rows
 from mixer_jax.weights.layout import CheckpointError
@@ -112,7 +112,7 @@ def _check_not_gone(workdir: pathlib.Path) -> None:
     It would begin again. A run that was killed before its first checkpoint may.
     """
     folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
-    if saved_steps(workdir) or any(folder.glob("*.damaged*")):
+    if saved_steps(workdir) or damaged_checkpoints(workdir):
         return
     found = "final.npz" if (workdir / "final.npz").exists() else ""
     if not found and metrics.exists():

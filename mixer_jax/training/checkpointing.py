@@ -47,6 +47,11 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
+def damaged_checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints of a run that were found damaged, and set aside."""
+    return sorted((workdir / "checkpoints").glob("*.damaged*"))
+
+
 def read_latest_params(workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
     """Reads the parameters alone out of the newest checkpoint of a run that is whole.
 
@@ -167,13 +172,12 @@ def _use_newest(workdir: pathlib.Path) -> None:
                 break
             except DamagedError as error:
                 _set_aside(workdir, steps.pop(), str(error))
-        folder = workdir / "checkpoints"
-        if not steps and (damaged := sorted(folder.glob("*.damaged*"))):
+        if not steps and (damaged := damaged_checkpoints(workdir)):
             raise DamagedError(
                 f"No checkpoint of the run in {workdir} is whole: see "
-                f"{', '.join(x.name for x in damaged)} in {folder}. To continue the "
-                "run, put a copy of one there, in a folder that has the step as its "
-                "name. To train from the start, take another --workdir."
+                f"{', '.join(x.name for x in damaged)} in {workdir / 'checkpoints'}. "
+                "To continue the run, put a copy of one there, in a folder that has "
+                "the step as its name. To train from the start, take another --workdir."
             )
     _first_answer("to check the newest checkpoint", senders=[0])
 

@@ -110,10 +110,8 @@ def write_manifest(
             to_disk(path)
     content = {"files": files, "arrays": dict(arrays), "numbers": dict(numbers)}
     content[_HASH] = _hash_of_json(content)  # of this file itself
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1), "utf-8")
+    to_disk(folder / MANIFEST)
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest | None:

@@ -27,6 +27,7 @@ from jax._src.distributed import global_state
 
 from mixer_jax.training.stopping import (
     TIME_LIMIT,
+    Deadline,
     ProcessError,
     RunStopped,
     exit_status,
@@ -287,13 +288,13 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
         with watch.stop_requests(deadline) as stop_requested:
             yield stop_requested
         return
-    signalled, first_step = "", -1
+    signalled, limit = "", Deadline(deadline)
 
     def request(number: int, frame: Any) -> None:
         del frame
         nonlocal signalled
         name = signal.Signals(number).name
-        if first_step < 0:
+        if limit.first_step < 0:
             raise KeyboardInterrupt(f"{name} before the first step. Nothing is lost.")
         signalled = name
         restore()
@@ -307,9 +308,7 @@ def stop_requests(deadline: float = math.inf) -> Iterator[Callable[[int], str]]:
             signal.signal(old_number, handler)
 
     def requested(step: int) -> str:
-        nonlocal first_step
-        first_step = step if first_step < 0 else first_step
-        is_over = step > first_step and time.monotonic() > deadline
+        is_over = limit.is_over(step)
         return signalled or (TIME_LIMIT if is_over else "")
 
     if threading.current_thread() is not threading.main_thread():

@@ -50,6 +50,24 @@ def exit_status(error: BaseException | None) -> int:
     return STOPPED_STATUS if asked_for else 1
 
 
+class Deadline:
+    """Limits the time of a run. It counts after the first step of each start.
+
+    Attributes:
+      first_step: number of steps done at the first question; -1 before.
+    """
+
+    def __init__(self, at: float):
+        """Takes the end of the run, by this process's time.monotonic()."""
+        self.first_step, self._at = -1, at
+
+    def is_over(self, step: int) -> bool:
+        """Returns whether the run is to stop, with so many steps done."""
+        if self.first_step < 0:
+            self.first_step = step
+        return step > self.first_step and time.monotonic() > self._at
+
+
 class Stop:
     """Whether one run of several processes stops, and after which of its calls.
 

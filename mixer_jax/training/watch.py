@@ -25,6 +25,7 @@ from jax.errors import JaxRuntimeError
 from mixer_jax.training.stopping import (
     ANSWER_SECS,
     TIME_LIMIT,
+    Deadline,
     ProcessError,
     RunStopped,
     Stop,
@@ -174,14 +175,12 @@ class Watch:
           save.
         """
         self._runs += 1
-        stop, first_step = self._new_stop(), -1
-        self._stop = stop
+        stop = self._stop = self._new_stop()
+        limit = Deadline(deadline)
 
         def requested(step: int) -> str:
-            nonlocal first_step
-            first_step = step if first_step < 0 else first_step
             self.doing = f"in step {step + 1}"
-            if step > first_step and time.monotonic() > deadline:
+            if limit.is_over(step):
                 stop.ask(TIME_LIMIT)
             return stop.requested(step)
 

@@ -19,7 +19,7 @@ import pytest
 from configs import common, digits
 from mixer_jax.data import pipeline
 from mixer_jax.run import evaluators, trainer
-from mixer_jax.training import processes
+from mixer_jax.training import stopping
 from mixer_jax.training.checkpointing import saved_steps
 from mixer_jax.weights.npz import read_checkpoint
 
@@ -413,7 +413,7 @@ def test_a_limit_of_time_stops_a_run_which_goes_on(tmp_path, monkeypatch):
         return dataclasses.replace(program, train_step=train_step)
 
     monkeypatch.setattr(trainer, "build_program", build)
-    for module in (trainer, processes):
+    for module in (trainer, stopping):
         monkeypatch.setattr(module, "time", Clock)
     # A start does one step at least, and the evaluation that the one before gave up.
     for minutes, step in (21, 3), (1, 4), (11, 6), (1, 7):
