@@ -10,12 +10,13 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mixer_jax"
 # Each part of the package, a folder or a module beside them, may import those of the
 # rows above its own.
 LAYERS = [
-    {"variants", "blocks", "files", "json_files", "data"},
+    {"variants", "blocks", "files", "hlo", "json_files", "data"},
     {"model"},
     {"weights", "training"},
     {"evaluation"},
     {"run"},
     {"plan", "visualize"},
+    {"plan_search"},
     {"cli", "__init__"},
 ]
 # Parts whose modules may see a config.

@@ -128,11 +128,15 @@ def preview(
 
 @app.command
 def plan(
-    config: str, topology: str, overrides: Overrides = (), num_classes: int = 1000
+    config: str,
+    topology: str,
+    overrides: Overrides = (),
+    num_classes: int = 1000,
+    best: bool = False,
 ) -> None:
     """Compiles a training step for TPUs that you do not have: memory, work, bounds.
 
-    Exits with 1 if the step does not fit.
+    If the step does not fit, tries what makes it fit, and exits with 1.
 
     Args:
       config: such as configs/b16.py; its values can be set, as in
@@ -140,24 +144,37 @@ def plan(
       topology: TPUs by generation and shape in chips, such as v5e:2x4 or v4:2x2x2 (this
         needs the extra tpu), or "local" for the devices of this machine.
       num_classes: of the dataset, which is not opened.
+      best: look for the fastest remat, accum_steps and mesh.fsdp instead of the
+        config's. Exits with 1 if none fits.
     """
     import jax
 
     from mixer_jax import plan as planning
+    from mixer_jax import plan_search
 
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
+
+    def progress(message: str) -> None:
+        print(f"{message} ...", file=sys.stderr)
+
+    loaded = load_config(config, overrides)
+    given = (loaded, topology, num_classes)
     try:
-        result = planning.plan(
-            load_config(config, overrides),
-            topology,
-            num_classes,
-            progress=lambda message: print(f"{message} ...", file=sys.stderr),
-        )
+        if not best:
+            result = planning.plan(*given, progress=progress)
+            print(result)
+            if result.fits is not False:
+                return
+            print("\nIt does not fit. Looking for what does:", flush=True)
+        tried = plan_search.find_best(*given, progress=progress)
     except (ConfigError, planning.PlanError) as error:
         raise UsageError(str(error)) from error
-    print(result)
-    if result.fits is False:
+    fastest = plan_search.fastest(tried)
+    if best and fastest:
+        print(fastest, end="\n\n")
+    print(plan_search.compare(tried))
+    if fastest is None or not best:
         sys.exit(1)
 
 

@@ -203,10 +203,8 @@ def for_platform(config: Config, platform: str) -> Config:
       platform: of the devices, such as "tpu".
     """
     config = config.copy_and_resolve_references()
-    defaults = {"dtype": "float32", "remat": "none"}
-    if platform == "tpu":
-        defaults = {"dtype": "bfloat16", "remat": "blocks"}
-    for name, value in defaults.items():
+    dtype = "bfloat16" if platform == "tpu" else "float32"
+    for name, value in {"dtype": dtype, "remat": "none"}.items():
         if name in config.model and config.model[name] is None:
             config.model[name] = value
     return config

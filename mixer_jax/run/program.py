@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from mixer_jax.data.sizes import as_size
 from mixer_jax.model import MlpMixer
+from mixer_jax.run.chips import chip_of
 from mixer_jax.run.config import (
     Config,
     ConfigError,
@@ -73,11 +75,61 @@ def check_run(config: Config) -> tuple[Config, Mesh]:
       ConfigError: the config contradicts itself, the model or the devices.
     """
     check_config(config)
-    config = for_platform(config, jax.devices()[0].platform)
     check_devices(config, jax.device_count())
+    config = for_devices(config, jax.devices())
     mesh = sharding.create_mesh(config.mesh.fsdp)
     build_program(config, mesh, num_classes=1)
     return config, mesh
+
+
+def for_devices(config: Config, devices: Sequence[Any]) -> Config:
+    """Returns a copy with the dtype and remat of the model that suit the devices.
+
+    remat is "none", because to compute blocks a second time costs a fifth of the
+    operations (B/16, L/16, H/14) and saves no traffic: benchmarks/plan.md. It is
+    "blocks" on a TPU whose memory could not hold the state, a gradient and what the
+    matrix products of a slice leave. That is more than XLA keeps: 15.7 GB for 64 images
+    of H/14 and a state over 8 chips, where its step needs 12.8.
+
+    Args:
+      config: see configs/common.py; checked.
+      devices: that the run will have, or some like them.
+
+    Raises:
+      ConfigError: see `build_program`.
+    """
+    chosen = for_platform(config, devices[0].platform)
+    hbm_bytes = chip_of(devices[0].device_kind).hbm_bytes
+    is_open = config.model.get("remat", "") is None and not math.isnan(hbm_bytes)
+    if is_open and _bytes_without_remat(chosen, devices) > hbm_bytes:
+        chosen.model.remat = "blocks"
+    return chosen
+
+
+def _bytes_without_remat(config: Config, devices: Sequence[Any]) -> int:
+    config = config.copy_and_resolve_references()
+    config.model.remat = "dots"
+    mesh = sharding.create_mesh(config.mesh.fsdp, devices)
+    program = build_program(config, mesh, num_classes=1)
+    state = program.abstract_state
+    rows = config.batch // (config.accum_steps * len(devices))
+    shape = (rows, *as_size(config.pp.crop), 3)
+
+    def backward(params: Any, images: jax.Array, rng: jax.Array) -> Any:
+        def forward(params: Any) -> Any:
+            rngs = {"dropout": rng}
+            return program.model.apply(
+                {"params": params}, images, train=True, rngs=rngs
+            )
+
+        return jax.vjp(forward, params)[1]  # a tree of what it keeps of the forward
+
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kept = jax.eval_shape(backward, state.params, images, jax.random.key(0))
+    kept_bytes = sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept)
+    )
+    return kept_bytes + sharding.bytes_per_device((state, state.params))
 
 
 def build_program(

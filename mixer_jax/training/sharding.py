@@ -5,6 +5,7 @@ state are split over "fsdp"; with fsdp=1 they are replicated. XLA derives the
 communication.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,14 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(shard, state)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes on a device of arrays, or of their shapes with a sharding."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
