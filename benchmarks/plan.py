@@ -22,14 +22,15 @@ PATH = pathlib.Path(__file__).with_suffix(".md")
 # Changes of the config.
 STEPS: dict[str, dict[str, Any]] = {
     "default": {},
+    "blocks": {"model.remat": "blocks"},
     "naive": {"model.dtype": "float32", "model.remat": "none", "mesh.fsdp": 1},
-    "no remat": {"model.remat": "none"},
 }
 
 # Config, topology, images of an update, and devices that share a copy of the state.
 ROWS = [
     ("b16", "v5e:2x4", 512, 1),
-    ("h14", "v5e:4x4", 512, 16),
+    ("l16", "v5e:4x4", 512, 1),
+    ("h14", "v5e:4x4", 512, 1),
     ("l16", "v5e:2x4", 512, 8),
     ("h14", "v5e:2x4", 512, 8),
     ("b16", "v4:2x2x2", 1024, 1),
@@ -46,13 +47,15 @@ HEADER = """# Plans
 
 Made by `python benchmarks/plan.py` with jax {jax} and libtpu {libtpu}; 224 pixels, 1000
 classes, one update with accum_steps 1. Memory and work are of one chip. The bounds
-follow from published peaks (mixer_jax/plan.py). No TPU was at hand: nothing was timed.
-"default" is what the config gives on TPU, bfloat16 and remat "blocks"; "no remat" is
-bfloat16 alone; "naive" is float32, without remat, with the state on every chip.
+follow from published peaks (mixer_jax/run/chips.py). No TPU was at hand: nothing was
+timed. "default" is what the config gives on TPU, bfloat16 and the remat of the next
+column; "blocks" is the same with remat "blocks"; "naive" is float32, without remat, with
+the state on every chip. "moved" is between a chip's memory and its units, without what
+stays in the fast memory on the chip; "sent" is to other chips.
 
-| model | topology | batch | step | fsdp | state GB | temporaries GB | peak GB | fits \
-| TFLOP | GB moved | bound ms | at most images/s |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| model | topology | batch | step | remat | fsdp | state GB | temporaries GB | peak GB | fits \
+| TFLOP | GB moved | GB sent | compute ms | memory ms | network ms | at most images/s |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -63,17 +66,19 @@ def key(name: str, topology: str, batch: int, step: str) -> str:
 
 def format_row(result: Plan, name: str, step: str) -> str:
     """Returns one row of the table; nan stands for what the compiler does not say."""
-    needs, bound_secs = result.needs, max(result.bounds_secs)
+    needs, bounds_secs = result.needs, result.bounds_secs.values()
     cells = [
+        result.config.model.remat,
         f"{result.config.mesh.fsdp}",
         f"{(needs.params_bytes + needs.opt_state_bytes) / 1e9:.2f}",
         f"{needs.temporary_bytes / 1e9:.2f}",
         f"{needs.peak_bytes / 1e9:.2f}",
         "yes" if result.fits else "no",
         f"{needs.flops / 1e12:.2f}",
-        f"{needs.bytes_accessed / 1e9:.1f}",
-        f"{1e3 * bound_secs:.1f}",
-        f"{result.config.batch / bound_secs:,.0f}",
+        f"{needs.memory_bytes / 1e9:.1f}",
+        f"{needs.network_bytes / 1e9:.2f}",
+        *(f"{1e3 * secs:.1f}" for secs in bounds_secs),
+        f"{result.config.batch / max(bounds_secs):,.0f}",
     ]
     start = key(name, result.topology, result.config.batch, step)
     return f"{start} {' | '.join(cells)} |\n"
@@ -105,7 +110,7 @@ def main() -> None:
         config = importlib.import_module(f"configs.{name}").get_config()
         values = {"batch": batch, "accum_steps": 1, "mesh.fsdp": fsdp} | STEPS[step]
         config.update_from_flattened_dict(values)
-        result = plan(config, topology, search=False)
+        result = plan(config, topology)
         print(result, flush=True)
         rows[start] = format_row(result, name, step)
         PATH.write_text(header + "".join(rows[x] for x in cases if x in rows))

@@ -5,7 +5,6 @@ the fast memory on the chip as well, and a copy into it at its start and at its 
 """
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -75,11 +74,23 @@ def count_traffic(text: str) -> Traffic:
     results = {x.name: x.result for x in run}
     found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     partitions = int(found[1]) if found else 1
-    everything = itertools.chain.from_iterable(computations.values())
+    # A collective that runs beside computations stands in each of their fusions.
+    sent = {
+        (x.op, re.search(r"channel_id=\d*|$", x.rest)[0], _without_layouts(x.result)): (
+            _network_bytes(
+                x, partitions, scatters=name.startswith("all-reduce-scatter")
+            )
+        )
+        for name, instructions in computations.items()
+        for x in instructions
+    }
     return Traffic(
-        sum(_memory_bytes(x, results) for x in run),
-        round(sum(_network_bytes(x, partitions) for x in everything)),
+        sum(_memory_bytes(x, results) for x in run), round(sum(sent.values()))
     )
+
+
+def _without_layouts(result: str) -> str:
+    return re.sub(r"\{[^}]*\}", "", result)
 
 
 def _run(name: str, computations: dict[str, list[_Instruction]]) -> Iterator[str]:
@@ -116,7 +127,8 @@ def _memory_bytes(x: _Instruction, results: dict[str, str]) -> int:
     return _size(x.result) + sum(_size(results.get(name, "")) for name in x.operands)
 
 
-def _network_bytes(x: _Instruction, partitions: int) -> float:
+def _network_bytes(x: _Instruction, partitions: int, scatters: bool) -> float:
+    """Returns what each chip sends; `scatters` if it then drops others' parts."""
     op = x.op.removesuffix("-start")
     if op == "collective-permute":
         return _size(next(_ARRAY.finditer(x.result))[0], any_memory=True)
@@ -128,7 +140,8 @@ def _network_bytes(x: _Instruction, partitions: int) -> float:
         whole *= group
     elif op == "all-gather" and x.op.endswith("-start"):  # (parts, whole)
         whole = whole * group // (group + 1)
-    return _COLLECTIVES[op] * whole * (group - 1) / group
+    times = 1 if scatters else _COLLECTIVES[op]
+    return times * whole * (group - 1) / group
 
 
 def _group_size(attributes: str, partitions: int) -> int:
