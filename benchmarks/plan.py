@@ -49,12 +49,13 @@ Made by `python benchmarks/plan.py` with jax {jax} and libtpu {libtpu}; 224 pixe
 classes, one update with accum_steps 1. Memory and work are of one chip. The bounds
 follow from published peaks (mixer_jax/run/chips.py). No TPU was at hand: nothing was
 timed. "default" is what the config gives on TPU, bfloat16 and the remat of the next
-column; "blocks" is the same with remat "blocks"; "naive" is float32, without remat, with
-the state on every chip. "moved" is between a chip's memory and its units, without what
-stays in the fast memory on the chip; "sent" is to other chips.
+column; "blocks" is the same with remat "blocks"; "naive" is float32, without remat,
+with the state on every chip. "moved" is between a chip's memory and its units, without
+what stays in the fast memory on the chip; "sent" is to other chips.
 
-| model | topology | batch | step | remat | fsdp | state GB | temporaries GB | peak GB | fits \
-| TFLOP | GB moved | GB sent | compute ms | memory ms | network ms | at most images/s |
+| model | topology | batch | step | remat | fsdp | state GB | temporaries GB | peak GB \
+| fits | TFLOP | GB moved | GB sent | compute ms | memory ms | network ms \
+| at most images/s |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 

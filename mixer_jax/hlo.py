@@ -76,7 +76,11 @@ def count_traffic(text: str) -> Traffic:
     partitions = int(found[1]) if found else 1
     # A collective that runs beside computations stands in each of their fusions.
     sent = {
-        (x.op, re.search(r"channel_id=\d*|$", x.rest)[0], _without_layouts(x.result)): (
+        (
+            x.op,
+            x.rest.partition("channel_id=")[2].partition(",")[0],
+            _without_layouts(x.result),
+        ): (
             _network_bytes(
                 x, partitions, scatters=name.startswith("all-reduce-scatter")
             )
