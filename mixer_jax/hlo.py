@@ -155,8 +155,8 @@ def _group_size(attributes: str, partitions: int) -> int:
         return int(found[1])
     if found := re.match(r"\{\{([\d,]*)\}", groups):  # {{0,1},{2,3}}
         return found[1].count(",") + 1
-    # mesh['a'=2,'b'=4] {'b'}; a part of an axis is 'b':(before)size
-    if found := re.match(r"mesh\[(.*?)\] ?\{(.*?)\}", groups):
+    # mesh['a'=2,'b'=4], … {'b'}; a part of an axis is 'b':(before)size
+    if found := re.match(r"mesh\[(.*?)\][^{]*\{(.*?)\}", groups):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
