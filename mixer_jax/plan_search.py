@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mixer_jax.plan import Config, Plan, Progress, devices_of, plan
+from mixer_jax.plan import Config, Plan, PlanError, Progress, devices_of, plan
 
 
 def find_best(
@@ -27,8 +27,11 @@ def find_best(
        is bound by the network with the state over all chips, and on each.
 
     Returns:
-      The plans in the order in which they were tried. For arguments and errors see
-      `plan`.
+      The plans in the order in which they were tried. For arguments see `plan`.
+
+    Raises:
+      ConfigError: see `plan`.
+      PlanError: see `plan`; or there are no published figures for the devices.
     """
     chips = len(devices_of(topology))
     tried: list[Plan] = []
@@ -51,6 +54,11 @@ def find_best(
         return tried[-1]
 
     found = attempt()
+    if found.fits is None:
+        raise PlanError(
+            "mixer_jax/run/chips.py has no published figures for the device "
+            f"{found.chip.device_kind!r}, so nothing can be compared."
+        )
     for changes in _savings(found, settings):
         if found.fits is not False:
             break
@@ -93,14 +101,10 @@ def compare(tried: Sequence[Plan]) -> str:
             )
         )
         lines.append(f"{peak:>8} {bound:>9}  {flags}{note}")
-    best = fastest(tried)
-    flags = "" if best is None else _flags(best)
-    lines.append(f"\nThe fastest that fits: {flags}" if best else "\nNothing fits.")
-    return "\n".join(lines)
-
-
-def _flags(one: Plan) -> str:
-    return " ".join(f"--config.{key}={value}" for key, value in one.settings.items())
+    if best := fastest(tried):
+        flags = " ".join(f"--config.{key}={x}" for key, x in best.settings.items())
+        return "\n".join([*lines, f"\nThe fastest that fits: {flags}"])
+    return "\n".join([*lines, "\nNothing fits."])
 
 
 def _savings(first: Plan, settings: dict[str, Any]) -> list[dict[str, Any]]:
