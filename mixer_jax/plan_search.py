@@ -12,6 +12,7 @@ def find_best(
     topology: str,
     num_classes: int = 1000,
     *,
+    known: Sequence[Plan] = (),
     progress: Progress = lambda message: None,
 ) -> list[Plan]:
     """Tries remat, accum_steps and fsdp; see `fastest` for the best of them.
@@ -26,8 +27,15 @@ def find_best(
        memory is tried with remat "blocks" and with the state over all chips; one that
        is bound by the network with the state over all chips, and on each.
 
+    Args:
+      config: see `plan`. Its remat, accum_steps and fsdp are only where to start.
+      topology: see `plan`.
+      num_classes: see `plan`.
+      known: plans of this config and topology that need not be made again.
+      progress: see `plan`.
+
     Returns:
-      The plans in the order in which they were tried. For arguments see `plan`.
+      The plans in the order in which they were tried.
 
     Raises:
       ConfigError: see `plan`.
@@ -42,16 +50,17 @@ def find_best(
     def attempt(**changes: Any) -> Plan:
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(settings | changes)
-        flags = " ".join(f"{k}={x}" for k, x in (settings | changes).items())
-        tried.append(
-            plan(
+        flags = " ".join(f"{key}={x}" for key, x in (settings | changes).items())
+        found = next((x for x in known if x.settings == settings | changes), None)
+        if found is None:
+            found = plan(
                 changed,
                 topology,
                 num_classes,
                 progress=lambda text: progress(f"{flags}: {text}"),
             )
-        )
-        return tried[-1]
+        tried.append(found)
+        return found
 
     found = attempt()
     if found.fits is None:
@@ -79,7 +88,7 @@ def find_best(
 def fastest(tried: Sequence[Plan]) -> Plan | None:
     """Returns the plan with the lowest bound of those that fit, None if none does."""
     return min(
-        (x for x in tried if x.fits),
+        (x for x in tried if x.fits and not x.needs.refusal),
         key=lambda x: max(x.bounds_secs.values()),
         default=None,
     )

@@ -160,14 +160,15 @@ def plan(
 
     loaded = load_config(config, overrides)
     given = (loaded, topology, num_classes)
+    known = []
     try:
         if not best:
-            result = planning.plan(*given, progress=progress)
-            print(result)
-            if result.fits is not False:
+            known.append(planning.plan(*given, progress=progress))
+            print(known[0])
+            if known[0].fits is not False:
                 return
             print("\nIt does not fit. Looking for what does:", flush=True)
-        tried = plan_search.find_best(*given, progress=progress)
+        tried = plan_search.find_best(*given, known=known, progress=progress)
     except (ConfigError, planning.PlanError) as error:
         raise UsageError(str(error)) from error
     fastest = plan_search.fastest(tried)

@@ -10,7 +10,8 @@ from mixer_jax.run.config import Config, ConfigError, in_steps
 from mixer_jax.run.keys import row_of
 from mixer_jax.run.program import schedule
 
-# A run's parameters do not depend on these, but for the rounding of mesh.fsdp.
+# A run's parameters do not depend on these, but for the rounding of mesh.fsdp and
+# model.remat, which the devices choose if the config does not.
 FREE_KEYS = {
     "batch_eval",
     "checkpoint_every",
@@ -19,6 +20,7 @@ FREE_KEYS = {
     "keep_checkpoints",
     "max_run_secs",
     "mesh.fsdp",
+    "model.remat",
     "nonfinite_limit",
     "on_nonfinite",
     "prefetch",
