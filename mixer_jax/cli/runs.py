@@ -154,6 +154,8 @@ def plan(
 
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
+        # JAX keeps a program for devices that are not here, but cannot read it again.
+        jax.config.update("jax_enable_compilation_cache", False)
 
     def progress(message: str) -> None:
         print(f"{message} ...", file=sys.stderr)
