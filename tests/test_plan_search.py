@@ -8,6 +8,7 @@ import pytest
 
 from configs import b16
 from mixer_jax import plan as plan_module
+from mixer_jax.cli.runs import plan as command
 from mixer_jax.plan import Needs, PlanError
 from mixer_jax.plan_search import compare, fastest, find_best
 from mixer_jax.run import chips
@@ -110,6 +111,25 @@ def test_no_more_is_tried_than_the_listed_settings_allow(search):
         assert one.chips % fsdp == 0
     accums = [accum for _, accum, _ in settings]
     assert all(a <= b for a, b in itertools.pairwise(accums))
+
+
+def test_the_command_prints_the_best_plan_and_its_flags(search, capsys):
+    search(flops=2e12)
+    command("configs/b16.py", "local", best=True)
+    out = capsys.readouterr().out
+    assert "one update of 512 images in 1 slice(s) on local" in out
+    assert "The fastest that fits: --config.model.remat=none" in out
+
+
+def test_the_command_says_what_makes_a_step_fit(search, capsys):
+    search(temporary_bytes=lambda _, accum, fsdp: 5e9 / accum)
+    with pytest.raises(SystemExit, match="1"):
+        flags = ("config.accum_steps=1", "config.model.remat=none")
+        command("configs/b16.py", "local", flags)
+    out, progress = capsys.readouterr()
+    assert "515 % of 1 GB: DOES NOT FIT" in out
+    assert "--config.accum_steps=8 --config.mesh.fsdp=1" in out
+    assert progress.count("accum_steps=1 ") == 0  # that plan is there already
 
 
 def test_devices_without_published_figures_cannot_be_compared(monkeypatch):
