@@ -123,8 +123,8 @@ def test_the_command_prints_the_best_plan_and_its_flags(search, capsys):
 
 def test_the_command_says_what_makes_a_step_fit(search, capsys):
     search(temporary_bytes=lambda _, accum, fsdp: 5e9 / accum)
+    flags = ("config.accum_steps=1", "config.model.remat=none")
     with pytest.raises(SystemExit, match="1"):
-        flags = ("config.accum_steps=1", "config.model.remat=none")
         command("configs/b16.py", "local", flags)
     out, progress = capsys.readouterr()
     assert "515 % of 1 GB: DOES NOT FIT" in out
