@@ -85,11 +85,11 @@ def check_run(config: Config) -> tuple[Config, Mesh]:
 def for_devices(config: Config, devices: Sequence[Any]) -> Config:
     """Returns a copy with the dtype and remat of the model that suit the devices.
 
-    remat is "none", because to compute blocks a second time costs a fifth of the
-    operations (B/16, L/16, H/14) and saves no traffic: benchmarks/plan.md. It is
-    "blocks" on a TPU whose memory could not hold the state, a gradient and what the
-    matrix products of a slice leave. That is more than XLA keeps: 15.7 GB for 64 images
-    of H/14 and a state over 8 chips, where its step needs 12.8.
+    remat is "none": to compute blocks a second time costs a sixth more operations and
+    moves no fewer bytes (docs/scaling.md, "What remat costs"). It is "blocks" on a TPU
+    whose memory could not hold the state, a gradient and what the matrix products of a
+    slice leave. That is more than XLA keeps: 15.8 GB for 64 images of H/14 and a state
+    over 8 chips, where its step needs 12.8.
 
     Args:
       config: see configs/common.py; checked.
