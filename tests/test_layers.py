@@ -15,7 +15,7 @@ LAYERS = [
     {"weights", "training"},
     {"evaluation"},
     {"run"},
-    {"plan", "visualize"},
+    {"plan", "visualize", "benchmark"},
     {"cli", "__init__"},
 ]
 # Parts whose modules may see a config.
