@@ -1,4 +1,4 @@
-"""Times a Mixer's forward pass and training step against other programs, in one process.
+"""Times a forward pass and a training step against other programs, in one process.
 
     pip install -e ".[bench]"
     python benchmarks/peers.py
@@ -12,15 +12,14 @@ momentum SGD on a gradient that is clipped to norm 1.
 - timm, and timm compiled with torch.compile.
 
 The ratios compare turn by turn, so that other work on the machine falls on all alike;
-above 1 ours is faster. `cpu s` is processor time of all threads. The share of the peak is of
-the fastest large matrix product of the same run and dtype, which takes turns too.
-At the start the naive forward pass and update are compared with ours, from the same
+above 1 ours is faster. `cpu s` is processor time of all threads. The share of the peak
+is of the fastest large matrix product of the same dtype, which takes turns too. At the
+start the naive forward pass and update are compared with ours, from the same
 parameters.
 """
 
 import argparse
 import functools
-import importlib.metadata
 import os
 import pathlib
 import sys
@@ -39,6 +38,7 @@ import optax
 
 from configs import common
 from mixer_jax.benchmark.matmul import matmuls
+from mixer_jax.benchmark.step import model_flops
 from mixer_jax.benchmark.timing import LEAST_REPEATS, Timing, take_turns
 from mixer_jax.cli.app import print_table
 from mixer_jax.run.config import for_platform
@@ -103,8 +103,8 @@ class NaiveMixer(nn.Module):
         return nn.Dense(NUM_CLASSES, name="head")(jnp.mean(x, axis=1))
 
 
-def our_calls(args: argparse.Namespace) -> tuple[dict[str, Call], Any, Any]:
-    """Returns our forward pass and step, the program and a function for new states."""
+def our_config(args: argparse.Namespace) -> Any:
+    """Returns the config of a run that makes the same steps."""
     config = common.get_finetune_config(args.model, None)
     config.update_from_flattened_dict(
         {
@@ -121,8 +121,14 @@ def our_calls(args: argparse.Namespace) -> tuple[dict[str, Call], Any, Any]:
             "model.remat": "none",
         }
     )
-    config = for_platform(config, jax.devices()[0].platform)
-    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    return for_platform(config, jax.devices()[0].platform)
+
+
+def our_calls(
+    args: argparse.Namespace, mesh: Any
+) -> tuple[dict[str, Call], Any, Callable[[], Any]]:
+    """Returns our forward pass and step, the parameters, and what gives the state."""
+    config = our_config(args)
     program = build_program(config, mesh, NUM_CLASSES)
     images, labels = batch_of(args)
     batch = sharding.shard_batch(mesh, {"image": images, "label": labels})
@@ -216,11 +222,19 @@ def timm_calls(args: argparse.Namespace, compiled: bool) -> dict[str, Call]:
         torch.autocast, device, torch.bfloat16, enabled=args.dtype == "bfloat16"
     )
 
+    def end() -> Any:
+        if device == "cpu":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
     @torch.inference_mode()
     def forward() -> Any:
         model.eval()
         with cast():
-            return run(inputs)
+            run(inputs)
+        return end()
 
     def train() -> Any:
         model.train()
@@ -230,7 +244,7 @@ def timm_calls(args: argparse.Namespace, compiled: bool) -> dict[str, Call]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss
+        return end()
 
     return {"forward": forward, "train": train}
 
@@ -252,11 +266,9 @@ def random_head(params: Any) -> Any:
 
 def wait(result: Any) -> None:
     """Waits for a result of JAX or PyTorch."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(result, torch.Tensor):
-        if result.is_cuda:
-            torch.cuda.synchronize()
-    else:
+    if hasattr(result, "synchronize"):  # an event of PyTorch on a GPU
+        result.synchronize()
+    else:  # on CPU PyTorch returns when it is done
         jax.block_until_ready(result)
 
 
@@ -286,7 +298,8 @@ def main() -> None:
     if args.repeats < LEAST_REPEATS:
         parser.error(f"--repeats is {args.repeats}; at least {LEAST_REPEATS}")
 
-    ours, params, our_state = our_calls(args)
+    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    ours, params, our_state = our_calls(args, mesh)
     naive, naive_params = naive_calls(args, params)
     check_equal(args, "forward", ours["forward"](), naive["forward"]())
     wait((ours["train"](), naive["train"]()))
@@ -303,26 +316,17 @@ def main() -> None:
         calls["timm compiled"] = timm_calls(args, compiled=True)
     calls = {k: x for k, x in calls.items() if k == "ours" or k in args.peers}
 
-    mesh = sharding.create_mesh(devices=jax.devices()[:1])
     products = matmuls(mesh, args.dtype)
+    flops = model_flops(our_config(args), mesh, NUM_CLASSES)
     for mode in args.modes:
         turns = {name: call[mode] for name, call in calls.items()}
         turns |= {f"matmul {size}": call for size, (call, _) in products.items()}
         found = take_turns(turns, wait, args.repeats)
         peak = max(
-            flops / found[f"matmul {size}"].spread.median
-            for size, (_, flops) in products.items()
+            work / found[f"matmul {size}"].spread.median
+            for size, (_, work) in products.items()
         )
-        model = NaiveMixer(get_variant(args.model), jnp.dtype(args.dtype))
-        images = jax.ShapeDtypeStruct(
-            (args.batch, args.size, args.size, 3), jnp.float32
-        )
-        flops = (
-            jax.jit(lambda p, x: model.apply({"params": p}, x))
-            .lower(params, images)
-            .cost_analysis()["flops"]
-        )
-        print_rows(args, mode, found, flops * (3 if mode == "train" else 1), peak)
+        print_rows(args, mode, found, flops[mode], peak)
 
 
 def print_rows(

@@ -65,7 +65,7 @@ def take_turns(
         return before its result is there.
       repeats: measurements of each.
       least_secs: what a measurement takes at the least. Shorter calls are repeated
-        that often, and only the last is waited for.
+        that often.
     """
     numbers, found = {}, {name: list[tuple[float, float]]() for name in calls}
     for name, call in calls.items():
@@ -84,10 +84,16 @@ def take_turns(
 def _measure(
     call: Callable[[], Any], wait: Callable[[Any], Any], number: int
 ) -> tuple[float, float]:
-    """Returns the seconds of a call and of processor time, as a mean of `number`."""
+    """Returns the seconds of a call and of processor time, as a mean of `number`.
+
+    A result is waited for when the next call has been made, as a run reads its metrics.
+    Virtual CPU devices that are many calls behind wait for each other for ever.
+    """
     start, cpu_start = time.perf_counter(), time.process_time()
-    for _ in range(number):
-        result = call()
+    result = call()
+    for _ in range(number - 1):
+        before, result = result, call()
+        wait(before)
     wait(result)
     secs, cpu_secs = time.perf_counter() - start, time.process_time() - cpu_start
     return secs / number, cpu_secs / number

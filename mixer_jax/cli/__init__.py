@@ -1,7 +1,7 @@
 """The command mixer-jax: parses the command line, calls, prints.
 
-A subcommand is a function below `app.command` in `figures`, `models`, `parameters` or
-`runs`: its arguments are the flags, its docstring the help.
+A subcommand is a function below `app.command` in `benchmarks`, `figures`, `models`,
+`parameters` or `runs`: its arguments are the flags, its docstring the help.
 """
 
 import logging
@@ -11,6 +11,7 @@ import sys
 from absl import logging as absl_logging
 
 # Importing them registers their subcommands.
+from mixer_jax.cli import benchmarks as benchmarks
 from mixer_jax.cli import figures as figures
 from mixer_jax.cli import models as models
 from mixer_jax.cli import parameters as parameters
