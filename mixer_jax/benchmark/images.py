@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 WIDTH, HEIGHT = 500, 375  # pixels; usual for ImageNet
-QUALITY = 92  # of the JPEGs, for about 100 kB each, as in ImageNet
+QUALITY = 96  # of the JPEGs, for about 100 kB each, as in ImageNet
 
 
 def write_images(folder: pathlib.Path, count: int) -> list[pathlib.Path]:

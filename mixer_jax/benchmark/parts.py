@@ -63,8 +63,7 @@ def benchmark(
 
     Raises:
       ConfigError: the config contradicts itself, the model or the devices; or a part or
-        source is none, or there are too few repeats.
-      ValueError: there is no such variant.
+        source or variant is none, or there are too few repeats.
       DatasetError: the config's dataset is not there.
       StartError: a process of `start` failed.
     """

@@ -13,7 +13,7 @@ from mixer_jax.benchmark.matmul import matmuls
 from mixer_jax.benchmark.report import Row
 from mixer_jax.benchmark.timing import Spread, take_turns
 from mixer_jax.data.sizes import as_size, size_text
-from mixer_jax.run.config import Config, flatten
+from mixer_jax.run.config import Config, ConfigError, flatten
 from mixer_jax.run.program import Program, build_program, check_run, step_rng
 from mixer_jax.run.resolution import check_token_units
 from mixer_jax.training import sharding
@@ -37,8 +37,8 @@ def sweep(
       sizes: of the images, in pixels.
 
     Raises:
-      ConfigError: one of them contradicts itself, the model or the devices.
-      ValueError: there is no such variant.
+      ConfigError: there is no such variant; or one of them contradicts itself, the
+        model or the devices.
     """
     models = [_fields_of(config, name) for name in variants]
     # A slice is what is computed at a time. The images of tests are not made here.
@@ -59,7 +59,10 @@ def sweep(
 
 
 def _fields_of(config: Config, name: str) -> dict[str, Any]:
-    sizes = get_variant(name)
+    try:
+        sizes = get_variant(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     fields = flatten({**vars(sizes), "patches": sizes.patches._asdict()})
     fields["model_name"] = f"Mixer-{name.removeprefix('Mixer-').replace('/', '_')}"
     # A fork may do without a field.
