@@ -40,6 +40,7 @@ def write_images(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
             light = cv2.resize(field, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
             pixels = np.clip(part * light, 0, 255).astype(np.uint8)
             options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-            path.write_bytes(cv2.imencode(".jpg", pixels[..., ::-1], options)[1])
+            encoded = cv2.imencode(".jpg", pixels[..., ::-1], options)[1]
+            path.write_bytes(encoded.tobytes())
             paths.append(path)
     return paths[count:]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -130,7 +130,7 @@ def benchmark_wait(
 
 def _loop(
     data: Data, config: Config, program: Program, mesh: Mesh
-) -> Iterator[tuple[float, float]]:
+) -> Generator[tuple[float, float], None, None]:
     """Trains; yields for each step the seconds of the wait for its batch, and of it."""
     state = program.init(jax.random.key(config.seed))
     rng, pending = step_rng(config, mesh), None

@@ -29,7 +29,7 @@ def matmuls(mesh: Mesh, dtype: Any) -> dict[int, tuple[Callable[[], jax.Array], 
       operations that it takes over all devices.
     """
     sizes = SIZES.get(mesh.devices.flat[0].platform, LARGE_SIZES)
-    found = {}
+    found: dict[int, tuple[Callable[[], jax.Array], float]] = {}
     for size in sizes:
         shape = (mesh.size, size, size)
         make = jax.jit(

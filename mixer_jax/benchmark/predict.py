@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -48,9 +49,9 @@ def benchmark_predict(
     for batch in batches:
         names = [str(x) for x in files] * -(-batch // len(files))
         names = names[: len(names) // batch * batch] * (MANY // len(names))
-        found = predict(program.model, params, transform, names, batch_size=batch)
+        found: Any = predict(program.model, params, transform, names, batch_size=batch)
 
-        def call(found: Iterator[object] = found, batch: int = batch) -> None:
+        def call(found: Any = found, batch: int = batch) -> None:
             for _ in range(batch):
                 next(found)
 

@@ -45,7 +45,7 @@ def benchmark_start(config: Config, repeats: int) -> tuple[list[Row], list[Row]]
       StartError: a process failed.
     """
     secs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
-    imports: list[Counter[str]] = []
+    imports: list[dict[str, float]] = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             for kind, found in secs.items():
@@ -53,7 +53,7 @@ def benchmark_start(config: Config, repeats: int) -> tuple[list[Row], list[Row]]
                 found.append(stages)
                 if kind == "warm":
                     imports.append(imported)
-    rows = [
+    rows: list[Row] = [
         {
             "cache": kind,
             **{name: Spread.of(x[name] for x in found) for name in STAGES},
@@ -61,17 +61,17 @@ def benchmark_start(config: Config, repeats: int) -> tuple[list[Row], list[Row]]
         }
         for kind, found in secs.items()
     ]
-    longest = sum(imports, Counter()).most_common(SHOWN_PACKAGES)
-    packages = [
-        {"package": name, "secs": Spread.of(x[name] for x in imports)}
-        for name, _ in longest
+    names = sorted(imports[0], key=imports[0].__getitem__, reverse=True)
+    packages: list[Row] = [
+        {"package": name, "secs": Spread.of(x.get(name, 0.0) for x in imports)}
+        for name in names[:SHOWN_PACKAGES]
     ]
     return rows, packages
 
 
 def _start(
     config: Config, cache: pathlib.Path
-) -> tuple[dict[str, float], Counter[str]]:
+) -> tuple[dict[str, float], dict[str, float]]:
     """Returns the seconds of a new process by stage, and of its imports by package."""
     environment = {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(MIN_COMPILE_SECS),
@@ -99,12 +99,12 @@ def _start(
     return dict(zip(STAGES, secs, strict=True)), _imports(lines)
 
 
-def _imports(lines: Sequence[str]) -> Counter[str]:
-    """Adds up what -X importtime says of modules, by the package that they are in."""
-    secs: Counter[str] = Counter()
-    for name, micros in _modules(lines):
-        secs[name.partition(".")[0]] += micros / 1e6
-    return secs
+def _imports(lines: Sequence[str]) -> dict[str, float]:
+    """Adds up what -X importtime says of modules, in seconds by their package."""
+    micros: Counter[str] = Counter()
+    for name, found in _modules(lines):
+        micros[name.partition(".")[0]] += found
+    return {name: found / 1e6 for name, found in micros.items()}
 
 
 def _modules(lines: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -152,13 +152,16 @@ def random_batch(config: Config, program: Program, mesh: Mesh) -> dict[str, jax.
     """Returns a batch of noise on the devices, with classes as labels."""
     rng = np.random.default_rng(config.seed)
     rows = len(sharding.local_rows(mesh, config.batch))
-    images = rng.integers(256, size=(rows, *as_size(config.pp.crop), 3), dtype=np.uint8)
+    shape = rows, *as_size(config.pp.crop), 3
+    images: np.ndarray = rng.integers(256, size=shape, dtype=np.uint8)
     if config.pp.transfer == "float32":
         images = images.astype(np.float32) / 127.5 - 1
     classes = program.model.num_classes or 1
-    labels = rng.integers(classes, size=rows).astype(np.int32)
-    mask = np.ones(rows, np.float32)
-    batch = {"image": images, "label": labels, "mask": mask}
+    batch = {
+        "image": images,
+        "label": rng.integers(classes, size=rows).astype(np.int32),
+        "mask": np.ones(rows, np.float32),
+    }
     return sharding.shard_batch(mesh, batch)
 
 

@@ -28,7 +28,7 @@ NUM_THREADS = min(os.cpu_count() or 1, 64)
 
 # Examples that a thread prepares at a time. With images of 16 pixels, one at a time
 # takes 1.4 times as long, since threads then wait for each other more often
-# (benchmarks/pipeline.py).
+# (mixer-jax benchmark --config configs/digits.py --parts input --sources digits).
 CHUNK = 8
 
 
