@@ -2,12 +2,13 @@
 
 import json
 import math
+import sys
 
 import pytest
 
 from mixer_jax.benchmark import images, input, matmul, parts, timing
 from mixer_jax.benchmark.start import STAGES, _imports, benchmark_start
-from mixer_jax.cli import benchmarks
+from mixer_jax.cli import benchmarks, main
 from mixer_jax.cli.app import UsageError
 from mixer_jax.data.dataset import open_dataset
 from mixer_jax.run.config import ConfigError
@@ -27,7 +28,7 @@ def short(monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_parts_but_the_start_in_one_file(short, tmp_path, capsys, monkeypatch):
+def test_all_parts_but_the_start_in_one_file(short, tmp_path, capsys):
     output = tmp_path / "found.json"
     benchmarks.benchmark(
         CONFIG,
@@ -103,6 +104,16 @@ def test_wrong_flags(flags, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         benchmarks.benchmark(CONFIG, output=output, **{"parts": ("step",)} | flags)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("config", [["--config", CONFIG], [f"--config={CONFIG}"]])
+def test_a_flag_of_several_values_may_stand_before_values_of_the_config(
+    config, monkeypatch
+):
+    argv = ["mixer-jax", "benchmark", *config, "--batches", "8", "--config.batch=z"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="batch is 'z'; expected a whole number"):
+        main()
 
 
 def test_the_flags_of_the_command_are_the_parts_there_are():
