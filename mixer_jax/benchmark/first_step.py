@@ -1,7 +1,8 @@
 """A run up to its first step, for `mixer_jax.benchmark.start`, which starts it anew.
 
 It reads a pickled config, does what `mixer_jax.run.trainer` does up to there, and
-prints when each stage ended, in seconds since the epoch, as a line of JSON.
+prints when each stage ended, in seconds since the epoch, and the processor time, as a
+line of JSON.
 """
 
 import json
@@ -47,7 +48,7 @@ def main() -> None:
             _end("compile")
             jax.block_until_ready(step(state, batch, rng))
             _end("first step")
-    print(json.dumps(ENDS))
+    print(json.dumps(ENDS | {"cpu": time.process_time()}))
 
 
 def _end(stage: str) -> None:

@@ -75,6 +75,7 @@ def test_a_start_is_split_into_stages():
         assert min(row[name].median for name in STAGES) > 0
         total = sum(row[name].median for name in STAGES)
         assert row["total secs"].median == pytest.approx(total)
+        assert row["cpu secs"].median > 0
     assert {"jax", "mixer_jax"} <= {row["package"] for row in packages}
 
 
