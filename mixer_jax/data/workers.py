@@ -35,8 +35,8 @@ from mixer_jax.data.dataset import Source
 
 T = TypeVar("T")
 
-# One process prepares at most about 5,000 images a second (500 x 375 JPEG to 224 crops);
-# that takes 8 to 10 cores. More threads than these only help to wait for a slow disk.
+# One process prepares about 5,000 images a second at most (500 x 375 JPEG to 224
+# crops). That takes 8 to 10 cores; more threads only help to wait for a slow disk.
 CORES_PER_WORKER = 8
 MAX_THREADS = 16
 MAX_WORKERS = 16
@@ -51,12 +51,10 @@ _SIGNALS = {
     *(signal.SIGUSR1, signal.SIGUSR2),
 }
 
-_PROGRAM = """
-import json, sys
-sys.path, *rest = json.loads(sys.stdin.readline())
-from mixer_jax.data.workers import serve
-serve(*rest)
-"""
+_PROGRAM = (
+    "import json, sys; sys.path, *rest = json.loads(sys.stdin.readline()); "
+    "from mixer_jax.data.workers import serve; serve(*rest)"
+)
 
 
 def num_cores() -> int:
@@ -217,7 +215,7 @@ class Workers(Generic[T]):
         self._disconnect()
 
     def _disconnect(self) -> None:
-        """Closes the connections that no thread has; a thread that has one comes here."""
+        """Closes the connections that no thread has; one that has one calls it too."""
         free = []
         with contextlib.suppress(queue.Empty):
             while True:
