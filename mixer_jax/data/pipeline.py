@@ -8,7 +8,7 @@ processes does not change what a batch contains.
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import grain
@@ -16,7 +16,7 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError, ImageFileError
+from mixer_jax.data.decode import ImageError, ImageFileError, Pixels
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 logger = logging.getLogger(__name__)
@@ -77,14 +77,17 @@ def train_batches(
             raise DatasetError(
                 f"{example.name} has no label; train on a split that has them."
             )
+        state = rng.bit_generator.state
         for _ in range(100):
-            image = unreadable.decode_or_none(example)
+            image = unreadable.pixels_or_none(example, lambda x: transform(x, rng))
             if image is not None:
                 return {
-                    "image": transform(image, rng),
+                    "image": image,
                     "label": _as_array(example.label, num_classes),
                 }
+            rng.bit_generator.state = state  # the damaged image has drawn nothing
             example = source[int(rng.integers(len(source)))]
+            state = rng.bit_generator.state
         raise ImageError(
             "100 images in a row cannot be read. Is the disk or network that they are "
             "on in order?"
@@ -143,11 +146,11 @@ def eval_batches(
         label: int | tuple[int, ...] = -1
         if i < len(source):  # and not padding
             example = source[i]
-            image = unreadable.decode_or_none(example)
+            image = unreadable.pixels_or_none(example, transform)
             label = example.label
         has_label = label != -1 and (multilabel or label != ())
         return {
-            "image": blank if image is None else transform(image),
+            "image": blank if image is None else image,
             "label": _as_array(label if has_label else none, num_classes),
             "mask": np.float32(image is not None and has_label),
         }
@@ -167,14 +170,16 @@ def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarr
 
 
 class _Unreadable:
-    """Decodes examples, and reports each one that is damaged once."""
+    """Decodes and transforms, and reports each example that is damaged once."""
 
     def __init__(self, split: str, missing: Collection[str] | None):
         self.split, self.missing, self.names = split, missing, set[str]()
 
-    def decode_or_none(self, example: Example) -> np.ndarray | None:
+    def pixels_or_none(
+        self, example: Example, transform: Callable[[Pixels], np.ndarray]
+    ) -> np.ndarray | None:
         try:
-            return example.pixels()
+            return transform(example.open())
         except ImageError as error:
             is_file = isinstance(error, ImageFileError)
             if is_file and not (
