@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, SunImagePlugin
 
 from mixer_jax.data.formats import (
+    SCAN,
     ImageError,
     has_transparency,
     is_gif,
@@ -55,8 +56,8 @@ class Declared(NamedTuple):
     cost: int
 
 
-def check_size(data: bytes) -> None:
-    """Refuses a file that declares too many pixels.
+def check_size(data: bytes) -> Declared:
+    """Returns what a file declares; refuses one that declares too many pixels.
 
     Args:
       data: a file's contents, which `check_whole` accepts.
@@ -64,7 +65,8 @@ def check_size(data: bytes) -> None:
     Raises:
       ImageError: there are too many pixels, or none; or it is no image.
     """
-    width, height, cost = _declared(data)
+    declared = _declared(data)
+    width, height, cost = declared
     if width < 1 or height < 1:
         raise ImageError(f"damaged: it declares {width} x {height} pixels")
     most = max(MAX_BYTES // cost, PIXELS_PER_BYTE * len(data))
@@ -73,6 +75,7 @@ def check_size(data: bytes) -> None:
             f"it declares {width:,} x {height:,} pixels in {len(data):,} bytes; at "
             f"most {most:,} pixels are read from such a file. Save it smaller"
         )
+    return declared
 
 
 def _declared(data: bytes) -> Declared:
@@ -111,7 +114,7 @@ def _of_jpeg(data: bytes) -> Declared:
             channels = _big(data[start + 7 : start + 8])
             if marker > 0xC1:  # progressive: all coefficients are held
                 cost = 11
-        elif marker == 0xDA:  # the first scan; so they are if it has not all channels
+        elif marker == SCAN:  # the first; so they are if it has not all channels
             if _big(data[start + 2 : start + 3]) != channels:
                 cost = 11
             break

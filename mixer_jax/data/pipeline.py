@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -19,7 +19,7 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError, ImageFileError, say_once
+from mixer_jax.data.decode import ImageError, ImageFileError, Pixels, say_once
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.data.workers import Workers, log_again
 
@@ -156,14 +156,19 @@ class _TrainExample:
             raise DatasetError(
                 f"{example.name} has no label; train on a split that has them."
             )
+        state = rng.bit_generator.state
         for _ in range(100):
-            image = self.unreadable.decode_or_none(example)
+            image = self.unreadable.pixels_or_none(
+                example, functools.partial(self.transform, rng=rng)
+            )
             if image is not None:
                 return {
-                    "image": self.transform(image, rng),
+                    "image": image,
                     "label": _as_array(example.label, self.num_classes),
                 }
+            rng.bit_generator.state = state  # the damaged image has drawn nothing
             example = self.source[int(rng.integers(len(self.source)))]
+            state = rng.bit_generator.state
         raise ImageError(
             "100 images in a row cannot be read. Is the disk or network that they are "
             "on in order?"
@@ -185,13 +190,13 @@ class _EvalExample:
         label: int | tuple[int, ...] = -1
         if i < len(self.source):  # and not padding
             example = self.source[i]
-            image = self.unreadable.decode_or_none(example)
+            image = self.unreadable.pixels_or_none(example, self.transform)
             label = example.label
         has_label = label != -1 and (self.multilabel or label != ())
         if not has_label:
             label = 0 if self.num_classes is None else ()
         return {
-            "image": self.blank if image is None else self.transform(image),
+            "image": self.blank if image is None else image,
             "label": _as_array(label, self.num_classes),
             "mask": np.float32(image is not None and has_label),
         }
@@ -203,14 +208,16 @@ class _EvalExample:
 
 
 class _Unreadable:
-    """Decodes examples, and reports each one that is damaged once."""
+    """Decodes and transforms, and reports each example that is damaged once."""
 
     def __init__(self, split: str, missing: Collection[str] | None):
         self.split, self.missing, self.names = split, missing, set[str]()
 
-    def decode_or_none(self, example: Example) -> np.ndarray | None:
+    def pixels_or_none(
+        self, example: Example, transform: Callable[[Pixels], np.ndarray]
+    ) -> np.ndarray | None:
         try:
-            return example.pixels()
+            return transform(example.open())
         except ImageError as error:
             is_file = isinstance(error, ImageFileError)
             if is_file and not (
