@@ -12,6 +12,7 @@ from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, SunImagePlug
 from mixer_jax.data.formats import (
     SCAN,
     ImageError,
+    Segments,
     has_transparency,
     is_gif,
     is_jpeg,
@@ -56,16 +57,17 @@ class Declared(NamedTuple):
     cost: int
 
 
-def check_size(data: bytes) -> Declared:
+def check_size(data: bytes, segments: Segments | None = None) -> Declared:
     """Returns what a file declares; refuses one that declares too many pixels.
 
     Args:
       data: a file's contents, which `check_whole` accepts.
+      segments: what `jpeg_segments` gives of a JPEG, if it is known.
 
     Raises:
       ImageError: there are too many pixels, or none; or it is no image.
     """
-    declared = _declared(data)
+    declared = _declared(data, segments)
     width, height, cost = declared
     if width < 1 or height < 1:
         raise ImageError(f"damaged: it declares {width} x {height} pixels")
@@ -78,9 +80,9 @@ def check_size(data: bytes) -> Declared:
     return declared
 
 
-def _declared(data: bytes) -> Declared:
+def _declared(data: bytes, segments: Segments | None) -> Declared:
     if is_jpeg(data):
-        return _of_jpeg(data)
+        return _of_jpeg(data, segments or jpeg_segments(data))
     if is_png(data):
         depth = 2 if data[24] == 16 else 1
         cost = 12 if png_chunk(data, b"acTL") else 8 if has_transparency(data) else 6
@@ -104,10 +106,10 @@ def _declared(data: bytes) -> Declared:
     raise ImageError(kind_of_file(data))
 
 
-def _of_jpeg(data: bytes) -> Declared:
+def _of_jpeg(data: bytes, segments: Segments) -> Declared:
     width = height = channels = 0
     cost = 6
-    for marker, start in jpeg_segments(data):
+    for marker, start in segments:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame
             sides = data[start + 3 : start + 5], data[start + 5 : start + 7]
             height, width = map(_big, sides)

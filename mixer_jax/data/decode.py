@@ -215,8 +215,8 @@ _FLAGS = {
 
 def _open_jpeg(data: bytes, upright: bool, _: str) -> Jpeg:
     segments = whole_jpeg(data)
-    width, height, _cost = check_size(data)
-    turn = orientation(data) if upright else 1
+    width, height, _cost = check_size(data, segments)
+    turn = orientation(data, segments) if upright else 1
     shape = (height, width, 3) if turn < 5 else (width, height, 3)
     # Rows can be left out if all channels of a pixel are in one place (a baseline
     # JPEG with one scan), and there are no marks on the way (restarts).

@@ -1,11 +1,10 @@
 """What the contents of an image file say of themselves, and what is wrong with them."""
 
 import codecs
-import itertools
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -107,6 +106,9 @@ END = 0xD9
 MAX_SCANS = 100
 
 
+Segments = Iterable[tuple[int, int]]  # see `jpeg_segments`
+
+
 def whole_jpeg(data: bytes) -> list[tuple[int, int]]:
     """Returns what `jpeg_segments` gives, of a JPEG with at most MAX_SCANS scans.
 
@@ -120,7 +122,7 @@ def whole_jpeg(data: bytes) -> list[tuple[int, int]]:
     return segments
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def jpeg_segments(data: bytes) -> Segments:
     """Gives each segment's marker and where it ends: there, its length stands.
 
     The last one is END, behind which other data may follow.
@@ -271,24 +273,27 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position += 8 + length + length % 2
 
 
-def orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of JPEG, PNG and WebP, from 1 to 8; 1 is upright."""
-    exif = b"Exif\0\0"
+def orientation(data: bytes, segments: Segments = ()) -> int:
+    """Returns the EXIF orientation of JPEG, PNG and WebP, from 1 to 8; 1 is upright.
+
+    Args:
+      data: the file's contents.
+      segments: of a JPEG.
+    """
+    start = b"Exif\0\0"
     if is_jpeg(data):
         blocks = (
-            data[start + 2 : start + int.from_bytes(data[start : start + 2], "big")]
-            for marker, start in itertools.takewhile(_before_scan, jpeg_segments(data))
-            if marker == 0xE1 and data.startswith(exif, start + 2)
+            data[x + 2 : x + int.from_bytes(data[x : x + 2], "big")]
+            for marker, x in segments
+            if marker == 0xE1 and data.startswith(start, x + 2)
         )
     else:
         chunks = png_chunks(data) if is_png(data) else riff_chunks(data)
         blocks = (data[x:y] for name, x, y in chunks if name in (b"eXIf", b"EXIF"))
-    pages = tiff_pages(next(blocks, b"").removeprefix(exif))
+    if (block := next(blocks, None)) is None:
+        return 1
+    pages = tiff_pages(block.removeprefix(start))
     return pages[0].get(274, (1,))[0] if pages else 1
-
-
-def _before_scan(segment: tuple[int, int]) -> bool:
-    return segment[0] != SCAN
 
 
 def significant_bits(data: bytes) -> int | None:

@@ -67,26 +67,33 @@ class TrainTransform:
         Raises:
           ImageError: the JPEG file cannot be decoded.
         """
-        transfer = functools.partial(
-            TRANSFERS[self.transfer], mean=self.mean, std=self.std
+        window = sample_inception_crop(
+            rng, *image.shape[:2], self.area_range, self.aspect_range
         )
-        height, width = image.shape[:2]
-        top, left, height, width = sample_inception_crop(
-            rng, height, width, self.area_range, self.aspect_range
-        )
-        if isinstance(image, Jpeg):
-            image = image.window(top, left, height, width)
-        else:
-            image = image[top : top + height, left : left + width]
-        image = resample(image, self.crop, self.interpolation or "bilinear")
+        part = _part(image, window)
+        interpolation = self.interpolation or "bilinear"
         layers, magnitude = self.randaugment
-        # Pixels move faster as uint8. big_vision rounds down before RandAugment.
-        image = image.astype(np.uint8) if layers else transfer(image)
-        if self.flip and rng.random() < 0.5:
-            image = cv2.flip(image, 1)
         if layers:
-            image = transfer(randaugment(image, rng, layers, magnitude))
-        return self.permute(image) if self.permute else image
+            # big_vision rounds down here.
+            crop = resample(part, self.crop, interpolation).astype(np.uint8)
+        elif isinstance(image, Jpeg) and self._in_levels:
+            # At most one level from the exact values, in two thirds of the time.
+            crop = cv2.resize(part, self.crop[::-1], interpolation=cv2.INTER_LINEAR)
+        else:
+            crop = self._transfer(resample(part, self.crop, interpolation))
+        if self.flip and rng.random() < 0.5:
+            crop = cv2.flip(crop, 1)
+        if layers:
+            crop = self._transfer(randaugment(crop, rng, layers, magnitude))
+        return self.permute(crop) if self.permute else crop
+
+    @property
+    def _in_levels(self) -> bool:
+        """Whether OpenCV can resize without going through float32."""
+        return self.transfer == "uint8" and self.interpolation in (None, "bilinear")
+
+    def _transfer(self, image: np.ndarray) -> np.ndarray:
+        return TRANSFERS[self.transfer](image, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +136,9 @@ class EvalTransform:
         way = EVALUATIONS[self.evaluation]
         if isinstance(image, Jpeg) and not way.takes_jpeg:
             image = image.shrunk()
-        image = way.cut(image, self.crop, self.resize, self._resample)
-        image = TRANSFERS[self.transfer](image, self.mean, self.std)
-        return self.permute(image) if self.permute else image
+        crop = way.cut(image, self.crop, self.resize, self._resample)
+        crop = TRANSFERS[self.transfer](crop, self.mean, self.std)
+        return self.permute(crop) if self.permute else crop
 
     def _resample(
         self, image: Pixels, size: Size, window: Window | None = None
@@ -176,6 +183,13 @@ def reduction(shape: Sequence[int], size: Size) -> int:
     """
     room = min(a // (2 * b) for a, b in zip(shape, size, strict=False))
     return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
+
+
+def _part(image: Pixels, window: Window) -> np.ndarray:
+    if isinstance(image, Jpeg):
+        return image.window(*window)
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]
 
 
 def as_color(value: float | Sequence[float]) -> Color:
