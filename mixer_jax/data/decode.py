@@ -185,10 +185,13 @@ class Jpeg(NamedTuple):
         return cv2.imdecode(data, _FLAGS[1] | cv2.IMREAD_IGNORE_ORIENTATION)
 
     def shrunk(self, factor: int = 1) -> np.ndarray:
-        """Returns uint8 [height / factor, width / factor, 3], rounded to the nearest.
+        """Returns uint8 [height / factor, width / factor, 3].
 
-        With a factor of 2, 4 or 8 libjpeg leaves out the high frequencies. This takes
-        a third to a half of the time, and gives nearly the means of squares of pixels.
+        libjpeg makes a smaller image of the low frequencies alone. That takes a third
+        to two thirds of the time, and gives nearly the means of squares of pixels.
+
+        Args:
+          factor: 1, 2, 4 or 8; it divides both sides.
 
         Raises:
           ImageError: OpenCV cannot decode it.
@@ -196,8 +199,6 @@ class Jpeg(NamedTuple):
         flags = _FLAGS[factor] | cv2.IMREAD_IGNORE_ORIENTATION
         image = _imdecode(self.data, flags)
         if factor > 1:
-            height, width = self.shape[:2] if self.turn < 5 else self.shape[1::-1]
-            image = image[: round(height / factor), : round(width / factor)]
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return image if self.turn == 1 else _turned(image, self.turn)
 
