@@ -62,7 +62,7 @@ def open_image(path: str | os.PathLike[str]) -> BinaryIO:
     def at_once(path: str, flags: int) -> int:  # a pipe too
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-    file = open(path, "rb", opener=at_once)  # noqa: SIM115
+    file = open(path, "rb", buffering=0, opener=at_once)  # noqa: SIM115
     about = os.fstat(file.fileno())
     if stat.S_ISREG(about.st_mode) and about.st_size < 2**31:
         return file
@@ -177,7 +177,7 @@ class Jpeg(NamedTuple):
         OpenCV reads no more rows than the file declares. Without the marker of its end,
         libjpeg passes over the other rows, and does not complain of them.
         """
-        count += 8  # the colours of a row depend on those of its neighbours
+        count += 2  # the colours of a row depend on those of the next, half as many
         if self.height_at is None or count >= self.shape[0]:
             return None
         data = np.frombuffer(self.data, np.uint8, self.end).copy()
