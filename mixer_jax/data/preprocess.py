@@ -6,7 +6,6 @@ device, unless pp.transfer is float32.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -67,12 +66,14 @@ class TrainTransform:
         Raises:
           ImageError: the JPEG file cannot be decoded.
         """
+        height, width = image.shape[:2]
         window = sample_inception_crop(
-            rng, *image.shape[:2], self.area_range, self.aspect_range
+            rng, height, width, self.area_range, self.aspect_range
         )
         part = _part(image, window)
         interpolation = self.interpolation or "bilinear"
         layers, magnitude = self.randaugment
+        crop: np.ndarray
         if layers:
             # big_vision rounds down here.
             crop = resample(part, self.crop, interpolation).astype(np.uint8)
@@ -175,14 +176,19 @@ def reduction(shape: Sequence[int], size: Size) -> int:
     """Returns by how much a JPEG may be reduced when it is decoded: 1, 2, 4 or 8.
 
     The reduced image has at least twice as many pixels along each side as are wanted,
-    so that it is still averaged: the result changes little, as docs/data.md says.
+    so that it is still averaged, and pixels stay in their places: the result changes
+    little, as docs/data.md says.
 
     Args:
       shape: (height, width, ...) of the image in pixels.
       size: (height, width) that it is resized to.
     """
-    room = min(a // (2 * b) for a, b in zip(shape, size, strict=False))
-    return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
+    sides = list(zip(shape, size, strict=False))
+    return max(
+        factor
+        for factor in (1, 2, 4, 8)
+        if factor == 1 or all(a % factor == 0 and a >= 2 * factor * b for a, b in sides)
+    )
 
 
 def _part(image: Pixels, window: Window) -> np.ndarray:
