@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mixer_jax.benchmark.report import Row, cores
+from mixer_jax.benchmark.report import Row
 from mixer_jax.benchmark.timing import Spread, Timing, take_turns
 from mixer_jax.data.dataset import Subset
 from mixer_jax.data.sizes import as_size, size_text
+from mixer_jax.data.workers import num_cores
 from mixer_jax.run.config import Config, in_steps
 from mixer_jax.run.data import Data, open_data
 from mixer_jax.run.evaluators import open_evaluators
@@ -85,7 +86,7 @@ def _row(name: str, config: Config, kind: str, timing: Timing, images: int) -> R
         "pipeline": kind,
         "pixels": size_text(as_size(config.pp.crop)),
         "images/s": timing.per_sec(images),
-        "images/s a core": timing.per_sec(images / cores()),
+        "images/s a core": timing.per_sec(images / num_cores()),
         "cpu ms an image": Spread.of(1e3 * x / images for x in timing.cpu_secs),
     }
 

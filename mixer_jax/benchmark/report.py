@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import importlib.metadata
-import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 from mixer_jax.benchmark.timing import Spread
+from mixer_jax.data.workers import num_cores
 
 # What was measured and how fast it is, by name. Figures with a spread are `Spread`s,
 # those that are not known None.
@@ -26,13 +26,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | found
 
 
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def machine() -> dict[str, Any]:
     """Returns the processor and the devices that are here."""
     device = jax.devices()[0]
@@ -40,7 +33,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
-        "cores": cores(),
+        "cores": num_cores(),
         "device": device.device_kind,
         "devices": jax.device_count(),
         "device_memory_bytes": memory,  # None where JAX does not know it
