@@ -5,9 +5,9 @@
 encodes scikit-learn's two photographs (640 x 427 pixels) and crops of them. For each
 kind of file it prints how many microseconds `mixer_jax.data.decode.check_whole` and
 OpenCV's decoding take for one image, each the shortest of thirty measurements. Then it
-prints how many times as long the evaluation of a JPEG of 4000 x 3000 pixels takes if the
-whole image is decoded, as the median of five: for a photograph that is enlarged, and
-for one that is repeated, which has as many details as pixels.
+prints how many times as long the evaluation of a JPEG of 4000 x 3000 pixels takes if
+the whole image is decoded, as the median of five: for a photograph that is enlarged,
+and for one that is repeated, which has as many details as pixels.
 """
 
 import statistics

@@ -16,7 +16,8 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError, ImageFileError, Pixels
+from mixer_jax.data.decode import ImageError, ImageFileError
+from mixer_jax.data.jpeg import Pixels
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 logger = logging.getLogger(__name__)

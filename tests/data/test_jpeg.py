@@ -11,12 +11,12 @@ from PIL import Image
 
 from mixer_jax.data import pipeline
 from mixer_jax.data.dataset import Example
-from mixer_jax.data.decode import ImageError, Jpeg, decode, open_pixels
+from mixer_jax.data.decode import ImageError, decode, open_pixels
+from mixer_jax.data.jpeg import Jpeg, reduction
 from mixer_jax.data.preprocess import (
     EVALUATIONS,
     EvalTransform,
     TrainTransform,
-    reduction,
 )
 
 from ..examples import photographs
