@@ -15,13 +15,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mixer_jax.data.decode import (
-    ImageError,
-    Jpeg,
-    Pixels,
-    open_pixels,
-    read_file,
-)
+from mixer_jax.data.decode import ImageError, open_pixels, read_file
+from mixer_jax.data.jpeg import Jpeg, Pixels
 from mixer_jax.data.names import printable
 
 logger = logging.getLogger(__name__)

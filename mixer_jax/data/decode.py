@@ -8,14 +8,13 @@ import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from mixer_jax.data.declared import check_size
 from mixer_jax.data.formats import (
-    SCAN,
     ImageError,
     check_whole,
     has_transparency,
@@ -23,14 +22,13 @@ from mixer_jax.data.formats import (
     is_png,
     is_tiff,
     is_webp,
-    kind_of_file,
     num_frames,
     orientation,
     png_chunk,
     significant_bits,
     tiff_pages,
-    whole_jpeg,
 )
+from mixer_jax.data.jpeg import Jpeg, Pixels, imdecode, open_jpeg, turned
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
 
 def open_pixels(
     data: bytes, *, upright: bool = False, name: str = "an image"
-) -> "Pixels":
+) -> Pixels:
     """Returns what `decode` does, or a Jpeg, which decodes what is asked of it.
 
     Args:
@@ -135,98 +133,11 @@ def open_pixels(
     if not data:
         raise ImageError("the file is empty")
     try:
-        return (_open_jpeg if is_jpeg(data) else _decode)(data, upright, name)
+        if is_jpeg(data):
+            return open_jpeg(data, upright)
+        return _decode(data, upright, name)
     except (IndexError, struct.error) as error:  # reading what stands in headers
         raise ImageError("damaged: a header ends too early") from error
-
-
-class Jpeg(NamedTuple):
-    """A JPEG file that is whole, of which no more is decoded than is asked for.
-
-    Attributes:
-      shape: (height, width, 3) of the image that `decode` returns.
-      data: the file's contents.
-      turn: the EXIF orientation that it is turned by.
-      height_at: where its height stands; None if it must be decoded as a whole.
-      end: where the compressed pixels end.
-    """
-
-    shape: tuple[int, int, int]
-    data: bytes
-    turn: int
-    height_at: int | None
-    end: int
-
-    def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Returns uint8 [height, width, 3], a part of what `decode` returns.
-
-        The rows below it are not decoded. Those above it and the columns beside it
-        must be, since each pixel is stored as a difference.
-
-        Raises:
-          ImageError: OpenCV cannot decode it.
-        """
-        image = self._rows(top + height)
-        if image is None:
-            image = self.shrunk()
-        return image[top : top + height, left : left + width]
-
-    def _rows(self, count: int) -> np.ndarray | None:
-        """Decodes rows from the top, at least `count`; None if it cannot be done so.
-
-        OpenCV reads no more rows than the file declares. Without the marker of its end,
-        libjpeg passes over the other rows, and does not complain of them.
-        """
-        count += 2  # the colours of a row depend on those of the next, half as many
-        if self.height_at is None or count >= self.shape[0]:
-            return None
-        data = np.frombuffer(self.data, np.uint8, self.end).copy()
-        data[self.height_at : self.height_at + 2] = divmod(count, 256)
-        return cv2.imdecode(data, _FLAGS[1] | cv2.IMREAD_IGNORE_ORIENTATION)
-
-    def shrunk(self, factor: int = 1) -> np.ndarray:
-        """Returns uint8 [height / factor, width / factor, 3].
-
-        libjpeg makes a smaller image of the low frequencies alone. That takes a third
-        to two thirds of the time, and gives nearly the means of squares of pixels.
-
-        Args:
-          factor: 1, 2, 4 or 8; it divides both sides.
-
-        Raises:
-          ImageError: OpenCV cannot decode it.
-        """
-        flags = _FLAGS[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-        image = _imdecode(self.data, flags)
-        if factor > 1:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        return image if self.turn == 1 else _turned(image, self.turn)
-
-
-Pixels = np.ndarray | Jpeg
-
-# How OpenCV decodes at 1/1 to 1/8 of the size; there is no flag for a reduced RGB.
-_FLAGS = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
-
-def _open_jpeg(data: bytes, upright: bool, _: str) -> Jpeg:
-    segments = whole_jpeg(data)
-    width, height, _cost = check_size(data, segments)
-    turn = orientation(data, segments) if upright else 1
-    shape = (height, width, 3) if turn < 5 else (width, height, 3)
-    # Rows can be left out if all channels of a pixel are in one place (a baseline
-    # JPEG with one scan), and there are no marks on the way (restarts).
-    *head, scan, end = [marker for marker, _ in segments]
-    starts = dict(segments)
-    frame = starts.get(0xC0, starts.get(0xC1))
-    plain = scan == SCAN and SCAN not in head and 0xDD not in head and turn == 1
-    height_at = frame + 3 if frame and plain else None
-    return Jpeg(shape, data, turn, height_at, starts[end] - 2)
 
 
 def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
@@ -247,17 +158,17 @@ def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
         flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if deep else 0)
         if not upright or turn > 1:
             flags |= cv2.IMREAD_IGNORE_ORIENTATION
-        image = _to_8_bits(_imdecode(data, flags), data, page, name)
+        image = _to_8_bits(imdecode(data, flags), data, page, name)
         if deep and page.get(262) == (0,):  # OpenCV does so for 8 bits alone
             image = 255 - image  # 0 means white
-    return image if turn == 1 else _turned(image, turn)
+    return image if turn == 1 else turned(image, turn)
 
 
 def _without_transparency(
     data: bytes, page: dict[int, tuple[int, ...]], name: str
 ) -> np.ndarray | None:
     """Returns uint8 RGB [h, w, 3] on white; None if no pixel can be transparent."""
-    image = _imdecode(data, cv2.IMREAD_UNCHANGED)
+    image = imdecode(data, cv2.IMREAD_UNCHANGED)
     eight = _to_8_bits(image, data, page, name)
     if image.shape[2:] == (4,):
         # Are the colours already multiplied with alpha: by OpenCV, or in the file?
@@ -352,29 +263,8 @@ def _strips(image: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + count) for start in range(0, height, count))
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns and mirrors [h, w, 3] as an EXIF orientation from 2 to 8 says."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
-
-
 def say_once(what: str, message: str) -> None:
     """Warns of something that many images may have, for the first of them."""
     if what not in _said:
         _said.add(what)
         logger.warning("%s (said once)", message, extra={"once": (what, message)})
-
-
-def _imdecode(data: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # more pixels than OpenCV accepts
-        raise ImageError(f"OpenCV cannot read it: {error.err}") from error
-    if image is None:
-        raise ImageError(kind_of_file(data))
-    return image

@@ -19,7 +19,8 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError, ImageFileError, Pixels, say_once
+from mixer_jax.data.decode import ImageError, ImageFileError, say_once
+from mixer_jax.data.jpeg import Pixels
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.data.workers import Workers, log_again
 

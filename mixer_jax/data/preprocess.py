@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from mixer_jax.data.decode import Jpeg, Pixels
 from mixer_jax.data.interpolate import INTERPOLATIONS, Window, resample
+from mixer_jax.data.jpeg import Jpeg, Pixels, part_of, reduction
 from mixer_jax.data.randaugment import randaugment
 from mixer_jax.data.sizes import Size, as_size, covers, size_text
 
@@ -70,14 +70,17 @@ class TrainTransform:
         window = sample_inception_crop(
             rng, height, width, self.area_range, self.aspect_range
         )
-        part = _part(image, window)
+        part = part_of(image, window)
         interpolation = self.interpolation or "bilinear"
         layers, magnitude = self.randaugment
         crop: np.ndarray
         if layers:
             # big_vision rounds down here.
             crop = resample(part, self.crop, interpolation).astype(np.uint8)
-        elif isinstance(image, Jpeg) and self._in_levels:
+        elif isinstance(image, Jpeg) and (self.transfer, interpolation) == (
+            "uint8",
+            "bilinear",
+        ):
             # At most one level from the exact values, in two thirds of the time.
             crop = cv2.resize(part, self.crop[::-1], interpolation=cv2.INTER_LINEAR)
         else:
@@ -87,11 +90,6 @@ class TrainTransform:
         if layers:
             crop = self._transfer(randaugment(crop, rng, layers, magnitude))
         return self.permute(crop) if self.permute else crop
-
-    @property
-    def _in_levels(self) -> bool:
-        """Whether OpenCV can resize without going through float32."""
-        return self.transfer == "uint8" and self.interpolation in (None, "bilinear")
 
     def _transfer(self, image: np.ndarray) -> np.ndarray:
         return TRANSFERS[self.transfer](image, self.mean, self.std)
@@ -170,32 +168,6 @@ class EvalTransform:
         how = INTERPOLATIONS[self.used_interpolation].equals
         steps = EVALUATIONS[self.evaluation].steps.format(crop=crop, resize=resize)
         return f"{steps}. Resizing equals {how}"
-
-
-def reduction(shape: Sequence[int], size: Size) -> int:
-    """Returns by how much a JPEG may be reduced when it is decoded: 1, 2, 4 or 8.
-
-    The reduced image has at least twice as many pixels along each side as are wanted,
-    so that it is still averaged, and pixels stay in their places: the result changes
-    little, as docs/data.md says.
-
-    Args:
-      shape: (height, width, ...) of the image in pixels.
-      size: (height, width) that it is resized to.
-    """
-    sides = list(zip(shape, size, strict=False))
-    return max(
-        factor
-        for factor in (1, 2, 4, 8)
-        if factor == 1 or all(a % factor == 0 and a >= 2 * factor * b for a, b in sides)
-    )
-
-
-def _part(image: Pixels, window: Window) -> np.ndarray:
-    if isinstance(image, Jpeg):
-        return image.window(*window)
-    top, left, height, width = window
-    return image[top : top + height, left : left + width]
 
 
 def as_color(value: float | Sequence[float]) -> Color:

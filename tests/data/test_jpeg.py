@@ -11,12 +11,12 @@ from PIL import Image
 
 from mixer_jax.data import pipeline
 from mixer_jax.data.dataset import Example
-from mixer_jax.data.decode import ImageError, Jpeg, decode, open_pixels
+from mixer_jax.data.decode import ImageError, decode, open_pixels
+from mixer_jax.data.jpeg import Jpeg, reduction
 from mixer_jax.data.preprocess import (
     EVALUATIONS,
     EvalTransform,
     TrainTransform,
-    reduction,
 )
 
 from ..examples import photographs
@@ -173,7 +173,7 @@ def test_evaluation_of_a_large_file(
     assert factors == [8 if crop == 64 else 2]
     difference = np.abs(found - transform(decode(large)))
     assert difference.mean() < 0.7
-    assert np.quantile(difference, 0.99) <= 6
+    assert difference.max() <= 13
 
 
 def test_sizes_that_are_reduced():
