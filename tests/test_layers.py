@@ -15,7 +15,7 @@ LAYERS = [
     {"weights", "training"},
     {"evaluation"},
     {"run"},
-    {"plan", "visualize"},
+    {"plan", "visualize", "benchmark"},
     {"plan_search"},
     {"cli", "__init__"},
 ]

@@ -1,7 +1,7 @@
 """The command mixer-jax: parses the command line, calls, prints.
 
-A subcommand is a function below `app.command` in `figures`, `models`, `parameters` or
-`runs`: its arguments are the flags, its docstring the help.
+A subcommand is a function below `app.command` in `benchmarks`, `figures`, `models`,
+`parameters` or `runs`: its arguments are the flags, its docstring the help.
 """
 
 import logging
@@ -11,6 +11,7 @@ import sys
 from absl import logging as absl_logging
 
 # Importing them registers their subcommands.
+from mixer_jax.cli import benchmarks as benchmarks
 from mixer_jax.cli import figures as figures
 from mixer_jax.cli import models as models
 from mixer_jax.cli import parameters as parameters
@@ -33,13 +34,17 @@ def main() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # of the libraries
     keep_compiled_programs()
     # tyro knows only flags that are declared, so overrides become positional.
-    options = [x for x in sys.argv[1:] if not x.startswith("--config.")]
-    overrides = [x for x in sys.argv[1:] if x.startswith("--config.")]
+    args = [x for x in sys.argv[1:] if not x.startswith("--config.")]
+    overrides = [x[2:] for x in sys.argv[1:] if x.startswith("--config.")]
+    # Behind --config and its value, if given: other flags take several values.
+    end = next((i for i, x in enumerate(args) if x.startswith("--config=")), len(args))
+    end = args.index("--config") + 1 if "--config" in args else end
+    args[end + 1 : end + 1] = overrides
     try:
         app.cli(
             prog="mixer-jax",
             description="Uses models that mixer_jax has trained or can read.",
-            args=[*options, *(x.removeprefix("--") for x in overrides)] or ["--help"],
+            args=args or ["--help"],
         )
     except BrokenPipeError:  # the reader of the output, such as head, is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

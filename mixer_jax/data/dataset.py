@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mixer_jax.data.decode import ImageError, decode, read_file
+from mixer_jax.data.decode import ImageError, open_pixels, read_file
+from mixer_jax.data.jpeg import Jpeg, Pixels
 from mixer_jax.data.names import printable
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ class Example(NamedTuple):
             return self.label
         return () if self.label == -1 else (self.label,)
 
-    def pixels(self) -> np.ndarray:
-        """Returns the image as uint8 [height, width, 3].
+    def open(self) -> Pixels:
+        """Returns the image as uint8 [height, width, 3], or as a Jpeg for a transform.
 
         A user's file is turned upright as its EXIF orientation says, since people see
         their photographs that way. Images of TensorFlow Datasets are taken as they are
@@ -72,8 +73,17 @@ class Example(NamedTuple):
         if isinstance(self.image, np.ndarray):
             return self.image
         if isinstance(self.image, bytes):
-            return decode(self.image, name=self.name)
-        return decode(read_file(self.image), upright=True, name=self.name)
+            return open_pixels(self.image, name=self.name)
+        return open_pixels(read_file(self.image), upright=True, name=self.name)
+
+    def pixels(self) -> np.ndarray:
+        """Returns what `open` does, decoded.
+
+        Raises:
+          ImageError: it cannot be read.
+        """
+        image = self.open()
+        return image.shrunk() if isinstance(image, Jpeg) else image
 
 
 def readable(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray]]:
@@ -313,3 +323,21 @@ class Subset:
 
     def __getitem__(self, index: int, /) -> Example:
         return self.source[self.indices[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose labels are replaced by those that an array has for them."""
+
+    source: Source
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        found = tuple(int(self.labels[label]) for label in example.labels)
+        if isinstance(example.label, tuple):
+            return example._replace(label=found)
+        return example._replace(label=found[0] if found else -1)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, SunImagePlugin
 
 from mixer_jax.data.formats import (
+    SCAN,
     ImageError,
+    Segments,
     has_transparency,
     is_gif,
     is_jpeg,
@@ -55,16 +57,18 @@ class Declared(NamedTuple):
     cost: int
 
 
-def check_size(data: bytes) -> None:
-    """Refuses a file that declares too many pixels.
+def check_size(data: bytes, segments: Segments | None = None) -> Declared:
+    """Returns what a file declares; refuses one that declares too many pixels.
 
     Args:
       data: a file's contents, which `check_whole` accepts.
+      segments: what `jpeg_segments` gives of a JPEG, if it is known.
 
     Raises:
       ImageError: there are too many pixels, or none; or it is no image.
     """
-    width, height, cost = _declared(data)
+    declared = _declared(data, segments)
+    width, height, cost = declared
     if width < 1 or height < 1:
         raise ImageError(f"damaged: it declares {width} x {height} pixels")
     most = max(MAX_BYTES // cost, PIXELS_PER_BYTE * len(data))
@@ -73,11 +77,12 @@ def check_size(data: bytes) -> None:
             f"it declares {width:,} x {height:,} pixels in {len(data):,} bytes; at "
             f"most {most:,} pixels are read from such a file. Save it smaller"
         )
+    return declared
 
 
-def _declared(data: bytes) -> Declared:
+def _declared(data: bytes, segments: Segments | None) -> Declared:
     if is_jpeg(data):
-        return _of_jpeg(data)
+        return _of_jpeg(data, segments or jpeg_segments(data))
     if is_png(data):
         depth = 2 if data[24] == 16 else 1
         cost = 12 if png_chunk(data, b"acTL") else 8 if has_transparency(data) else 6
@@ -101,17 +106,17 @@ def _declared(data: bytes) -> Declared:
     raise ImageError(kind_of_file(data))
 
 
-def _of_jpeg(data: bytes) -> Declared:
+def _of_jpeg(data: bytes, segments: Segments) -> Declared:
     width = height = channels = 0
     cost = 6
-    for marker, start in jpeg_segments(data):
+    for marker, start in segments:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame
             sides = data[start + 3 : start + 5], data[start + 5 : start + 7]
             height, width = map(_big, sides)
             channels = _big(data[start + 7 : start + 8])
             if marker > 0xC1:  # progressive: all coefficients are held
                 cost = 11
-        elif marker == 0xDA:  # the first scan; so they are if it has not all channels
+        elif marker == SCAN:  # the first; so they are if it has not all channels
             if _big(data[start + 2 : start + 3]) != channels:
                 cost = 11
             break

@@ -18,16 +18,17 @@ from mixer_jax.data.formats import (
     ImageError,
     check_whole,
     has_transparency,
+    is_jpeg,
     is_png,
     is_tiff,
     is_webp,
-    kind_of_file,
     num_frames,
     orientation,
     png_chunk,
     significant_bits,
     tiff_pages,
 )
+from mixer_jax.data.jpeg import Jpeg, Pixels, imdecode, open_jpeg, turned
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def open_image(path: str | os.PathLike[str]) -> BinaryIO:
     def at_once(path: str, flags: int) -> int:  # a pipe too
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-    file = open(path, "rb", opener=at_once)  # noqa: SIM115
+    file = open(path, "rb", buffering=0, opener=at_once)  # noqa: SIM115
     about = os.fstat(file.fileno())
     if stat.S_ISREG(about.st_mode) and about.st_size < 2**31:
         return file
@@ -112,9 +113,28 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
     Raises:
       ImageError: the bytes are not an image, not a whole one, or too large a one.
     """
+    image = open_pixels(data, upright=upright, name=name)
+    return image.shrunk() if isinstance(image, Jpeg) else image
+
+
+def open_pixels(
+    data: bytes, *, upright: bool = False, name: str = "an image"
+) -> Pixels:
+    """Returns what `decode` does, or a Jpeg, which decodes what is asked of it.
+
+    Args:
+      data: see `decode`.
+      upright: see `decode`.
+      name: see `decode`.
+
+    Raises:
+      ImageError: as `decode` does. A Jpeg is checked, but not decoded.
+    """
     if not data:
         raise ImageError("the file is empty")
     try:
+        if is_jpeg(data):
+            return open_jpeg(data, upright)
         return _decode(data, upright, name)
     except (IndexError, struct.error) as error:  # reading what stands in headers
         raise ImageError("damaged: a header ends too early") from error
@@ -124,11 +144,11 @@ def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
     check_whole(data)
     check_size(data)
     if (frames := num_frames(data)) > 1:
-        _say_once("frames", f"{name} has {frames} frames; the first is taken")
+        say_once("frames", f"{name} has {frames} frames; the first is taken")
     tiff = tiff_pages(data)[:1] if is_tiff(data) else []
     page = tiff[0] if tiff else {}
     _refuse_unusual(page)
-    # OpenCV turns JPEG and TIFF; PNG not with transparency, and WebP since version 5.
+    # OpenCV turns TIFF; PNG not with transparency, and WebP since version 5.
     turn = orientation(data) if upright and (is_webp(data) or is_png(data)) else 1
     image = None
     if has_transparency(data):
@@ -138,17 +158,17 @@ def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
         flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if deep else 0)
         if not upright or turn > 1:
             flags |= cv2.IMREAD_IGNORE_ORIENTATION
-        image = _to_8_bits(_imdecode(data, flags), data, page, name)
+        image = _to_8_bits(imdecode(data, flags), data, page, name)
         if deep and page.get(262) == (0,):  # OpenCV does so for 8 bits alone
             image = 255 - image  # 0 means white
-    return image if turn == 1 else _turned(image, turn)
+    return image if turn == 1 else turned(image, turn)
 
 
 def _without_transparency(
     data: bytes, page: dict[int, tuple[int, ...]], name: str
 ) -> np.ndarray | None:
     """Returns uint8 RGB [h, w, 3] on white; None if no pixel can be transparent."""
-    image = _imdecode(data, cv2.IMREAD_UNCHANGED)
+    image = imdecode(data, cv2.IMREAD_UNCHANGED)
     eight = _to_8_bits(image, data, page, name)
     if image.shape[2:] == (4,):
         # Are the colours already multiplied with alpha: by OpenCV, or in the file?
@@ -211,7 +231,7 @@ def _to_8_bits(
     packed = page and _bits_per_sample(page) < 16  # OpenCV moves these bits up
     bits = None if packed else significant_bits(data)
     if bits is None and 0 < highest < 2**12 and not packed:
-        _say_once(
+        say_once(
             "bits",
             f"{name} has 16 bits a channel and values up to {highest} of 65535, and so "
             "is nearly black. If it uses fewer bits, write it with their number (sBIT "
@@ -243,28 +263,8 @@ def _strips(image: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + count) for start in range(0, height, count))
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns and mirrors [h, w, 3] as an EXIF orientation from 2 to 8 says."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
-
-
-def _say_once(what: str, message: str) -> None:
+def say_once(what: str, message: str) -> None:
+    """Warns of something that many images may have, for the first of them."""
     if what not in _said:
         _said.add(what)
-        logger.warning("%s (said once)", message)
-
-
-def _imdecode(data: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # more pixels than OpenCV accepts
-        raise ImageError(f"OpenCV cannot read it: {error.err}") from error
-    if image is None:
-        raise ImageError(kind_of_file(data))
-    return image
+        logger.warning("%s (said once)", message, extra={"once": (what, message)})

@@ -4,7 +4,7 @@ import codecs
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -85,11 +85,7 @@ def check_whole(data: bytes) -> None:
       ImageError: says what is missing.
     """
     if is_jpeg(data):
-        scans = sum(marker == _SCAN for marker, _ in jpeg_segments(data))
-        if scans > MAX_SCANS:
-            raise ImageError(
-                f"the JPEG has {scans:,} scans; expected at most {MAX_SCANS}"
-            )
+        whole_jpeg(data)
     elif is_png(data):
         _check_png(data)
     elif is_webp(data):
@@ -102,15 +98,34 @@ def check_whole(data: bytes) -> None:
 # may be repeated. FF with any other byte is a marker: a segment begins or the image
 # ends.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_SCAN = 0xDA  # before each part of the pixels
+SCAN = 0xDA  # before each part of the pixels
+END = 0xD9
 
 # Each takes time for all pixels, however short it is. Ten are usual; libtiff has the
 # same limit.
 MAX_SCANS = 100
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Gives each segment's marker, and where its length stands, until the image ends.
+Segments = Iterable[tuple[int, int]]  # see `jpeg_segments`
+
+
+def whole_jpeg(data: bytes) -> list[tuple[int, int]]:
+    """Returns what `jpeg_segments` gives, of a JPEG with at most MAX_SCANS scans.
+
+    Raises:
+      ImageError: there are more, or the JPEG is cut off or damaged.
+    """
+    segments = list(jpeg_segments(data))
+    scans = sum(marker == SCAN for marker, _ in segments)
+    if scans > MAX_SCANS:
+        raise ImageError(f"the JPEG has {scans:,} scans; expected at most {MAX_SCANS}")
+    return segments
+
+
+def jpeg_segments(data: bytes) -> Segments:
+    """Gives each segment's marker and where it ends: there, its length stands.
+
+    The last one is END, behind which other data may follow.
 
     Raises:
       ImageError: the JPEG is cut off or damaged.
@@ -118,11 +133,11 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     position = 2
     while match := _JPEG_MARKER.search(data, position):
         marker = match[0][1]
-        if marker == 0xD9:
-            return
         if marker < 0xC0:  # 01..BF are not in use
             raise ImageError(f"the JPEG is damaged at byte {match.start():,}")
         yield marker, match.end()
+        if marker == END:
+            return
         length = int.from_bytes(data[match.end() : match.end() + 2], "big")
         position = match.end() + length
     raise ImageError("the JPEG is cut off or damaged: it has no end-of-image marker")
@@ -258,14 +273,27 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position += 8 + length + length % 2
 
 
-def orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a PNG or WebP, from 1 to 8; 1 is upright."""
-    chunks = png_chunks(data) if is_png(data) else riff_chunks(data)
-    for name, start, end in chunks:
-        if name in (b"eXIf", b"EXIF"):
-            pages = tiff_pages(data[start:end].removeprefix(b"Exif\0\0"))
-            return pages[0].get(274, (1,))[0] if pages else 1
-    return 1
+def orientation(data: bytes, segments: Segments = ()) -> int:
+    """Returns the EXIF orientation of JPEG, PNG and WebP, from 1 to 8; 1 is upright.
+
+    Args:
+      data: the file's contents.
+      segments: of a JPEG.
+    """
+    start = b"Exif\0\0"
+    if is_jpeg(data):
+        blocks = (
+            data[x + 2 : x + int.from_bytes(data[x : x + 2], "big")]
+            for marker, x in segments
+            if marker == 0xE1 and data.startswith(start, x + 2)
+        )
+    else:
+        chunks = png_chunks(data) if is_png(data) else riff_chunks(data)
+        blocks = (data[x:y] for name, x, y in chunks if name in (b"eXIf", b"EXIF"))
+    if (block := next(blocks, None)) is None:
+        return 1
+    pages = tiff_pages(block.removeprefix(start))
+    return pages[0].get(274, (1,))[0] if pages else 1
 
 
 def significant_bits(data: bytes) -> int | None:

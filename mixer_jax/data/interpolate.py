@@ -40,6 +40,7 @@ class Interpolation(NamedTuple):
       taps: what `resize` does when it enlarges.
       round_sum: what is done to the sums of pixels and weights, along one axis.
       equals: the library that gives the same pixels.
+      averages: whether each output pixel is made of all the pixels that it covers.
       clip: whether `resize` goes beyond the values of pixels, which are cut off.
     """
 
@@ -47,6 +48,7 @@ class Interpolation(NamedTuple):
     taps: Taps
     round_sum: Callable[[np.ndarray], np.ndarray]
     equals: str
+    averages: bool
     clip: bool = False
 
 
@@ -176,27 +178,35 @@ INTERPOLATIONS = {
         functools.partial(_opencv_taps, a=None),
         lambda sums: sums,
         "TensorFlow's tf.image.resize, bilinear with antialias=False, and OpenCV",
+        averages=False,
     ),
     "bicubic": Interpolation(
         functools.partial(_opencv, method=cv2.INTER_CUBIC),
         functools.partial(_opencv_taps, a=-0.75),
         lambda sums: sums,
         "PyTorch's interpolate, bicubic with antialias=False, and OpenCV",
+        averages=False,
         clip=True,
     ),
     "area": Interpolation(
-        _area, _area_taps, lambda sums: sums, "TensorFlow's tf.image.resize, area"
+        _area,
+        _area_taps,
+        lambda sums: sums,
+        "TensorFlow's tf.image.resize, area",
+        averages=True,
     ),
     "pil_bilinear": Interpolation(
         functools.partial(_pillow, method=Image.Resampling.BILINEAR),
         functools.partial(_pillow_taps, a=None),
         _pillow_round,
         "PIL's resize, bilinear, of uint8",
+        averages=True,
     ),
     "pil_bicubic": Interpolation(
         functools.partial(_pillow, method=Image.Resampling.BICUBIC),
         functools.partial(_pillow_taps, a=-0.5),
         _pillow_round,
         "PIL's resize, bicubic, of uint8",
+        averages=True,
     ),
 }

@@ -6,14 +6,15 @@ device, unless pp.transfer is float32.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from mixer_jax.data.interpolate import INTERPOLATIONS, Window, resample
+from mixer_jax.data.jpeg import Jpeg, Pixels, part_of, reduction
 from mixer_jax.data.randaugment import randaugment
 from mixer_jax.data.sizes import Size, as_size, covers, size_text
 
@@ -59,22 +60,38 @@ class TrainTransform:
         _set(self, crop=as_size(self.crop))
         _set(self, mean=as_color(self.mean), std=as_color(self.std))
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns [*crop, 3] for uint8 [h, w, 3]."""
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> np.ndarray:
+        """Returns [*crop, 3] for uint8 [h, w, 3], or for a JPEG file.
+
+        Raises:
+          ImageError: the JPEG file cannot be decoded.
+        """
         height, width = image.shape[:2]
-        top, left, height, width = sample_inception_crop(
+        window = sample_inception_crop(
             rng, height, width, self.area_range, self.aspect_range
         )
-        image = image[top : top + height, left : left + width]
-        image = resample(image, self.crop, self.interpolation or "bilinear")
-        if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
+        part = part_of(image, window)
+        interpolation = self.interpolation or "bilinear"
         layers, magnitude = self.randaugment
+        crop: np.ndarray
         if layers:
-            levels = image.astype(np.uint8)  # big_vision rounds down here
-            image = randaugment(levels, rng, layers, magnitude).astype(np.float32)
-        if self.permute:
-            image = self.permute(image)
+            # big_vision rounds down here.
+            crop = resample(part, self.crop, interpolation).astype(np.uint8)
+        elif isinstance(image, Jpeg) and (self.transfer, interpolation) == (
+            "uint8",
+            "bilinear",
+        ):
+            # At most one level from the exact values, in two thirds of the time.
+            crop = cv2.resize(part, self.crop[::-1], interpolation=cv2.INTER_LINEAR)
+        else:
+            crop = self._transfer(resample(part, self.crop, interpolation))
+        if self.flip and rng.random() < 0.5:
+            crop = cv2.flip(crop, 1)
+        if layers:
+            crop = self._transfer(randaugment(crop, rng, layers, magnitude))
+        return self.permute(crop) if self.permute else crop
+
+    def _transfer(self, image: np.ndarray) -> np.ndarray:
         return TRANSFERS[self.transfer](image, self.mean, self.std)
 
 
@@ -109,14 +126,29 @@ class EvalTransform:
         _set(self, crop=as_size(self.crop), resize=as_size(self.resize))
         _set(self, mean=as_color(self.mean), std=as_color(self.std))
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns [*crop, 3] for uint8 [h, w, 3]."""
-        resize = functools.partial(resample, interpolation=self.used_interpolation)
-        cut = EVALUATIONS[self.evaluation].cut
-        image = cut(image, self.crop, self.resize, resize)
-        if self.permute:
-            image = self.permute(image)
-        return TRANSFERS[self.transfer](image, self.mean, self.std)
+    def __call__(self, image: Pixels) -> np.ndarray:
+        """Returns [*crop, 3] for uint8 [h, w, 3], or for a JPEG file.
+
+        Raises:
+          ImageError: the JPEG file cannot be decoded.
+        """
+        way = EVALUATIONS[self.evaluation]
+        if isinstance(image, Jpeg) and not way.takes_jpeg:
+            image = image.shrunk()
+        crop = way.cut(image, self.crop, self.resize, self._resample)
+        crop = TRANSFERS[self.transfer](crop, self.mean, self.std)
+        return self.permute(crop) if self.permute else crop
+
+    def _resample(
+        self, image: Pixels, size: Size, window: Window | None = None
+    ) -> np.ndarray:
+        if isinstance(image, Jpeg):
+            averages = INTERPOLATIONS[self.used_interpolation].averages
+            factor = 1
+            if averages and self.transfer == "uint8":
+                factor = reduction(image.shape, size)
+            image = image.shrunk(factor)
+        return resample(image, size, self.used_interpolation, window)
 
     @property
     def used_interpolation(self) -> str:
@@ -231,26 +263,29 @@ class Evaluation(NamedTuple):
       interpolation: the usual one.
       steps: what `cut` does, with {crop} and {resize}, for those who must do the same
         without this package.
+      takes_jpeg: whether `cut` takes a Jpeg too, since it uses the image's shape and
+        its `resample` alone.
     """
 
-    cut: Callable[[np.ndarray, Size, Size, Resample], np.ndarray]
+    cut: Callable[[Any, Size, Size, Resample], np.ndarray]
     interpolation: str
     steps: str
+    takes_jpeg: bool = False
 
 
-def _resize(image: np.ndarray, crop: Size, _: Size, resample: Resample) -> np.ndarray:
+def _resize(image: Pixels, crop: Size, _: Size, resample: Resample) -> np.ndarray:
     return resample(image, crop)
 
 
 def _resize_then_central_crop(
-    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+    image: Pixels, crop: Size, resize: Size, resample: Resample
 ) -> np.ndarray:
     top, left, height, width = _central_window(resize, crop)
     return resample(image, resize)[top : top + height, left : left + width]
 
 
 def _resize_small_then_central_crop(
-    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+    image: Pixels, crop: Size, resize: Size, resample: Resample
 ) -> np.ndarray:
     ratio = max(new / old for new, old in zip(resize, image.shape[:2], strict=True))
     height, width = (round(side * ratio) for side in image.shape[:2])
@@ -260,7 +295,7 @@ def _resize_small_then_central_crop(
 
 
 def _torchvision(
-    image: np.ndarray, crop: Size, resize: Size, resample: Resample
+    image: Pixels, crop: Size, resize: Size, resample: Resample
 ) -> np.ndarray:
     old = image.shape[:2]
     if resize[0] == resize[1]:
@@ -272,9 +307,7 @@ def _torchvision(
     return np.rint(resample(image, (height, width), window=window))
 
 
-def _squash(
-    image: np.ndarray, crop: Size, resize: Size, resample: Resample
-) -> np.ndarray:
+def _squash(image: Pixels, crop: Size, resize: Size, resample: Resample) -> np.ndarray:
     window = _torchvision_window(resize, crop)
     return np.rint(resample(image, resize, window=window))
 
@@ -288,29 +321,33 @@ def _torchvision_window(size: Size, crop: Size) -> Window:
 # The choices for pp.evaluation: vit_jax's, the paper's, the paper's and big_vision's,
 # torchvision's, with which timm scores too, and the other one that timm has.
 EVALUATIONS = {
-    "resize": Evaluation(_resize, "bilinear", "resize to {crop}"),
+    "resize": Evaluation(_resize, "bilinear", "resize to {crop}", takes_jpeg=True),
     "resize_then_central_crop": Evaluation(
         _resize_then_central_crop,
         "bilinear",
         "resize to {resize}, crop the central {crop}",
+        takes_jpeg=True,
     ),
     "resize_small_then_central_crop": Evaluation(
         _resize_small_then_central_crop,
         "area",
         "resize so that the image just covers {resize}, keeping its shape; round down; "
         "crop the central {crop}",
+        takes_jpeg=True,
     ),
     "torchvision": Evaluation(
         _torchvision,
         "pil_bilinear",
         "resize so that the image just covers {resize}, keeping its shape, the longer "
         "side rounded down; round; crop the central {crop}",
+        takes_jpeg=True,
     ),
     "squash": Evaluation(
         _squash,
         "pil_bilinear",
         "resize to {resize}; round; crop the central {crop}, half a pixel rounded to "
         "even",
+        takes_jpeg=True,
     ),
 }
 
@@ -318,7 +355,7 @@ EVALUATIONS = {
 # and the mean and standard deviation.
 TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
     # Rounded to the nearest level: a quarter of the bytes.
-    "uint8": lambda image, mean, std: np.rint(image).astype(np.uint8),
+    "uint8": lambda image, mean, std: cv2.convertScaleAbs(image),
     # Not rounded, and scaled here: by default the exact values of the original.
     "float32": scale,
 }

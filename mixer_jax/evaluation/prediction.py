@@ -91,7 +91,7 @@ def predict(
 
     def read(file: str) -> np.ndarray | str:
         try:
-            return transform(Example(pathlib.Path(file), 0, file).pixels())
+            return transform(Example(pathlib.Path(file), 0, file).open())
         except ImageError as error:
             return str(error)
 

@@ -66,6 +66,7 @@ def unit_activations(
         )
         captured = traverse_util.flatten_dict(state["intermediates"])
         (hidden,) = captured[(*path, "__call__")]
+        hidden = hidden.reshape(len(images), -1, hidden.shape[-1])
         return hidden.max(1).astype(jnp.float32)  # of [images, channels, units]
 
     (of_image,) = np.asarray(activate(jnp.asarray(image)[None]))

@@ -65,11 +65,13 @@ def write_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_image(path: pathlib.Path) -> None:
     """Does with a file all that a run does."""
-    pixels = Example(path, -1, str(path)).pixels()
+    example = Example(path, -1, str(path))
+    pixels = example.pixels()
     assert pixels.shape[2:] == (3,)
     assert pixels.dtype == np.uint8
-    assert EVALUATE(pixels).shape == (8, 8, 3)
-    assert TRAIN(pixels, np.random.default_rng(0)).shape == (8, 8, 3)
+    image = example.open()
+    assert EVALUATE(image).shape == (8, 8, 3)
+    assert TRAIN(image, np.random.default_rng(0)).shape == (8, 8, 3)
 
 
 def _mutate_png(rng: Random, data: bytes) -> bytes:
