@@ -156,8 +156,8 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     del fields["parent"], fields["name"]  # Flax's
     fields |= vars(sizes)
     fields |= {"model_name": name, "patches": {"size": sizes.patches.size}}
-    # None: what suits the device. That is bfloat16 and "blocks" on TPU, and float32 and
-    # "none" on CPU and GPU.
+    # None: what suits the device. That is bfloat16 on TPU, and float32 elsewhere; and
+    # "none", or "blocks" where the activations would not fit a TPU's memory.
     fields["dtype"] = config_dict.placeholder(str)
     fields["remat"] = config_dict.placeholder(str)
     # None: what the parameters of pretrained_dir were trained with, else MlpMixer's.
