@@ -84,6 +84,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.accum_steps = 8  # slices of a batch, one after the other to save memory
     config.batch_eval = 512
     config.prefetch = 2  # batches prepared ahead
+    # Processes that prepare images; 0: threads of the one that trains. It changes no
+    # result. None: what suits the machine, see docs/scaling.md.
+    config.workers = config_dict.placeholder(int)
 
     # Cross-entropy of one label; or "sigmoid", for one or several labels of an image.
     config.loss = "softmax"

@@ -146,6 +146,7 @@ def test_tfds_dataset_without_tensorflow(tmp_path, tfds_dir):
         f"--config.tfds_data_dir={tfds_dir}",
         "--config.pp.train=train[:75%]",
         "--config.pretrained_dir=",
+        "--config.workers=1",  # the dataset is opened there too
         *SMALL,
         code="print('TensorFlow:', 'tensorflow' in sys.modules)",
     )
@@ -300,6 +301,7 @@ runpy.run_path("train.py", run_name="__main__")
 def test_status_of_a_run_that_a_signal_stops(tmp_path, moment, message):
     """75, for a script that then puts the run back into a queue; 0 if it was done."""
     _, *args = tiny_run(tmp_path)
+    args += ["--config.workers=1"]  # its worker has this output open too, and must end
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SIGNALLED, moment, *args],
         cwd=ROOT,

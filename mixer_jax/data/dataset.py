@@ -323,3 +323,21 @@ class Subset:
 
     def __getitem__(self, index: int, /) -> Example:
         return self.source[self.indices[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose labels are replaced by those that an array has for them."""
+
+    source: Source
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        found = tuple(int(self.labels[label]) for label in example.labels)
+        if isinstance(example.label, tuple):
+            return example._replace(label=found)
+        return example._replace(label=found[0] if found else -1)

@@ -144,7 +144,7 @@ def _decode(data: bytes, upright: bool, name: str) -> np.ndarray:
     check_whole(data)
     check_size(data)
     if (frames := num_frames(data)) > 1:
-        _say_once("frames", f"{name} has {frames} frames; the first is taken")
+        say_once("frames", f"{name} has {frames} frames; the first is taken")
     tiff = tiff_pages(data)[:1] if is_tiff(data) else []
     page = tiff[0] if tiff else {}
     _refuse_unusual(page)
@@ -231,7 +231,7 @@ def _to_8_bits(
     packed = page and _bits_per_sample(page) < 16  # OpenCV moves these bits up
     bits = None if packed else significant_bits(data)
     if bits is None and 0 < highest < 2**12 and not packed:
-        _say_once(
+        say_once(
             "bits",
             f"{name} has 16 bits a channel and values up to {highest} of 65535, and so "
             "is nearly black. If it uses fewer bits, write it with their number (sBIT "
@@ -263,7 +263,8 @@ def _strips(image: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + count) for start in range(0, height, count))
 
 
-def _say_once(what: str, message: str) -> None:
+def say_once(what: str, message: str) -> None:
+    """Warns of something that many images may have, for the first of them."""
     if what not in _said:
         _said.add(what)
-        logger.warning("%s (said once)", message)
+        logger.warning("%s (said once)", message, extra={"once": (what, message)})

@@ -6,9 +6,12 @@ determine the image and the augmentation of example i, and step s takes the exam
 processes does not change what a batch contains.
 """
 
+import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -16,9 +19,10 @@ import numpy as np
 from grain import experimental
 
 from mixer_jax.data.dataset import DatasetError, Example, Source
-from mixer_jax.data.decode import ImageError, ImageFileError
+from mixer_jax.data.decode import ImageError, ImageFileError, say_once
 from mixer_jax.data.jpeg import Pixels
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
+from mixer_jax.data.workers import Workers, log_again
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,8 @@ def train_batches(
     rows: Sequence[int] | None = None,
     split: str = "train",
     missing: Collection[str] | None = None,
-) -> grain.DatasetIterator[Batch]:
+    workers: int = 0,
+) -> "_Batches":
     """Gives this process's rows of one training batch after another, without end.
 
     An image that is damaged is reported and replaced by another one, which the same
@@ -64,42 +69,24 @@ def train_batches(
       split: of the examples, for messages.
       missing: paths of files that are left out as damaged images are. An image of
         another file must be readable. None: files are left out that cannot be read.
+      workers: how many processes prepare examples; 0 for threads of this one. It does
+        not change a batch. See `mixer_jax.data.workers`.
 
     Returns:
       An iterator, to be closed, of `image` [rows, *crop, 3] and `label` int32
       [rows], or with num_classes float32 [rows, num_classes]. Its next() raises
-      DatasetError for an example without a label or whose file cannot be read, and
-      ImageError if 100 images in a row are damaged.
+      DatasetError for an example without a label or whose file cannot be read,
+      ImageError if 100 images in a row are damaged, and ChildProcessError if a worker
+      was killed.
     """
     unreadable = _Unreadable(split, missing)
-
-    def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        if example.label == -1:
-            raise DatasetError(
-                f"{example.name} has no label; train on a split that has them."
-            )
-        state = rng.bit_generator.state
-        for _ in range(100):
-            image = unreadable.pixels_or_none(example, lambda x: transform(x, rng))
-            if image is not None:
-                return {
-                    "image": image,
-                    "label": _as_array(example.label, num_classes),
-                }
-            rng.bit_generator.state = state  # the damaged image has drawn nothing
-            example = source[int(rng.integers(len(source)))]
-            state = rng.bit_generator.state
-        raise ImageError(
-            "100 images in a row cannot be read. Is the disk or network that they are "
-            "on in order?"
-        )
-
+    prepare = _TrainExample(source, transform, num_classes, unreadable)
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
     num_batches = 2**62 // batch_size  # practically without end
     rows = range(batch_size) if rows is None else rows
     view = _View(stream, batch_size, rows, num_batches, start_step)
-    return _batches(view, len(rows), prefetch)
+    return _Batches(view, len(rows), prefetch, workers, unreadable)
 
 
 def eval_batches(
@@ -113,7 +100,8 @@ def eval_batches(
     rows: Sequence[int] | None = None,
     split: str = "test",
     missing: Collection[str] | None = None,
-) -> grain.DatasetIterator[Batch]:
+    workers: int = 0,
+) -> "_Batches":
     """Gives this process's rows of every example, once and in order.
 
     All batches have the same size; the last one is padded. The mask is 0 for padding,
@@ -131,36 +119,21 @@ def eval_batches(
       rows: which rows of each batch this process reads; None for all.
       split: of the examples, for messages.
       missing: see `train_batches`.
+      workers: see `train_batches`.
 
     Returns:
       An iterator, to be closed, of `image` [rows, *crop, 3], `label` int32 [rows]
       and `mask` float32 [rows]; with num_classes `label` is float32
       [rows, num_classes]. Its next() raises DatasetError for a file that cannot be
-      read.
+      read, and ChildProcessError if a worker was killed.
     """
     unreadable = _Unreadable(split, missing)
-    none = 0 if num_classes is None else ()  # the label of a row that does not count
-    blank = transform(np.zeros((*transform.crop, 3), np.uint8)) * 0
-
-    def prepare(i: int) -> dict[str, Any]:
-        image: np.ndarray | None = None
-        label: int | tuple[int, ...] = -1
-        if i < len(source):  # and not padding
-            example = source[i]
-            image = unreadable.pixels_or_none(example, transform)
-            label = example.label
-        has_label = label != -1 and (multilabel or label != ())
-        return {
-            "image": blank if image is None else image,
-            "label": _as_array(label if has_label else none, num_classes),
-            "mask": np.float32(image is not None and has_label),
-        }
-
+    prepare = _EvalExample(source, transform, num_classes, multilabel, unreadable)
     num_batches = -(-len(source) // batch_size)
     stream = grain.MapDataset.range(num_batches * batch_size).map(prepare)
     rows = range(batch_size) if rows is None else rows
     view = _View(stream, batch_size, rows, num_batches)
-    return _batches(view, len(rows), prefetch)
+    return _Batches(view, len(rows), prefetch, workers, unreadable)
 
 
 def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarray:
@@ -168,6 +141,71 @@ def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarr
     if num_classes is None:
         return np.asarray(label, np.int32)
     return np.isin(np.arange(num_classes), label).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    """From an example and a generator to a row of a batch."""
+
+    source: Source
+    transform: TrainTransform
+    num_classes: int | None
+    unreadable: "_Unreadable"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        if example.label == -1:
+            raise DatasetError(
+                f"{example.name} has no label; train on a split that has them."
+            )
+        state = rng.bit_generator.state
+        for _ in range(100):
+            image = self.unreadable.pixels_or_none(
+                example, functools.partial(self.transform, rng=rng)
+            )
+            if image is not None:
+                return {
+                    "image": image,
+                    "label": _as_array(example.label, self.num_classes),
+                }
+            rng.bit_generator.state = state  # the damaged image has drawn nothing
+            example = self.source[int(rng.integers(len(self.source)))]
+            state = rng.bit_generator.state
+        raise ImageError(
+            "100 images in a row cannot be read. Is the disk or network that they are "
+            "on in order?"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    """From a position, which may be behind the end, to a row of a batch."""
+
+    source: Source
+    transform: EvalTransform
+    num_classes: int | None
+    multilabel: bool
+    unreadable: "_Unreadable"
+
+    def __call__(self, i: int) -> dict[str, Any]:
+        image: np.ndarray | None = None
+        label: int | tuple[int, ...] = -1
+        if i < len(self.source):  # and not padding
+            example = self.source[i]
+            image = self.unreadable.pixels_or_none(example, self.transform)
+            label = example.label
+        has_label = label != -1 and (self.multilabel or label != ())
+        if not has_label:
+            label = 0 if self.num_classes is None else ()
+        return {
+            "image": self.blank if image is None else image,
+            "label": _as_array(label, self.num_classes),
+            "mask": np.float32(image is not None and has_label),
+        }
+
+    @functools.cached_property
+    def blank(self) -> np.ndarray:
+        """What stands for padding and damaged images."""
+        return self.transform(np.zeros((*self.transform.crop, 3), np.uint8)) * 0
 
 
 class _Unreadable:
@@ -191,12 +229,29 @@ class _Unreadable:
                     f"read: {error}. Bring it back, or its disk; then give the same "
                     "command again."
                 ) from error
-            if example.name not in self.names:
-                self.names.add(example.name)
-                logger.warning(
-                    "skipping %s: %s (%d so far)", example.name, error, len(self.names)
-                )
+            self.report(example.name, str(error))
             return None
+
+    def report(self, name: str, error: str) -> None:
+        """Warns of a damaged image, once."""
+        if name not in self.names:
+            self.names.add(name)
+            logger.warning(
+                "skipping %s: %s (%d so far)",
+                name,
+                error,
+                len(self.names),
+                extra={"skipped": (name, error)},
+            )
+
+    def retell(self, record: logging.LogRecord) -> None:
+        """Logs what a worker has logged, unless another one did before."""
+        if hasattr(record, "skipped"):
+            self.report(*record.skipped)
+        elif hasattr(record, "once"):
+            say_once(*record.once)
+        else:
+            log_again(record)
 
 
 class _View:
@@ -231,9 +286,47 @@ class _View:
             ) from error
 
 
-def _batches(view: _View, rows: int, prefetch: int) -> grain.DatasetIterator[Batch]:
-    chunks = max(-(-rows // CHUNK) * prefetch, NUM_THREADS)  # prepared ahead
-    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=chunks)
-    dataset = grain.MapDataset.source(view).batch(CHUNK).to_iter_dataset(options)
-    dataset = experimental.RebatchIterDataset(dataset, rows)
-    return iter(experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1))
+class _Batches(Iterator[Batch]):
+    """Rows of batches, prepared ahead by threads or workers. To be closed.
+
+    Up to `prefetch` batches are ready, or a chunk for each thread if that is more,
+    whatever the number of workers; and each thread is at work on one chunk. One more
+    batch is whole, and one is being joined.
+    """
+
+    def __init__(
+        self,
+        view: _View,
+        rows: int,
+        prefetch: int,
+        num_workers: int,
+        unreadable: _Unreadable,
+    ):
+        chunks = grain.MapDataset.source(view).batch(CHUNK)
+        num_threads, workers = NUM_THREADS, None
+        if num_workers:
+            workers = Workers(chunks, num_workers, unreadable.retell)
+            num_threads = workers.num_threads
+            chunks = grain.MapDataset.source(workers)
+        ahead = max(-(-rows // CHUNK) * prefetch, num_threads)
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+        dataset = experimental.RebatchIterDataset(chunks.to_iter_dataset(options), rows)
+        dataset = experimental.ThreadPrefetchIterDataset(
+            dataset, prefetch_buffer_size=1
+        )
+        self._iterator = iter(dataset)
+        # At the latest when this is dropped, or at the program's end.
+        self._close = weakref.finalize(self, _close, workers, self._iterator)
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the threads and workers."""
+        self._close()
+
+
+def _close(workers: Workers | None, iterator: grain.DatasetIterator) -> None:
+    if workers is not None:
+        workers.close()  # first, as threads wait for them
+    iterator.close()

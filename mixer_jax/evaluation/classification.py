@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixer_jax.data.dataset import Dataset, DatasetError, Example, Source
+from mixer_jax.data.dataset import Dataset, DatasetError, Relabelled
 from mixer_jax.data.imagenet import imagenet_synsets
 from mixer_jax.data.names import listing
 from mixer_jax.data.pipeline import eval_batches
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.data.workers import usual_workers
 from mixer_jax.model import MlpMixer
 from mixer_jax.training import losses, sharding
 from mixer_jax.training.step import Batch, LossFn, make_eval_step
@@ -225,7 +226,7 @@ def evaluate_dataset(
         )
     if first == -1:
         raise DatasetError(f"The images of {split} have no labels to compare with.")
-    source = _Relabelled(source, labels)
+    source = Relabelled(source, labels)
     mesh = sharding.create_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(params, sharding.replicated(mesh))
@@ -245,6 +246,7 @@ def evaluate_dataset(
         batch_size=batch_size,
         num_classes=model.num_classes if multilabel else None,
         multilabel=multilabel,
+        workers=usual_workers(source, len(source)),
     )
     with contextlib.closing(rows):
         batches = (sharding.shard_batch(mesh, batch) for batch in rows)
@@ -252,24 +254,6 @@ def evaluate_dataset(
     labels, predictions = columns["label"], columns["prediction"]
     precisions = average_precisions(columns["logits"], labels) if multilabel else None
     return Report(metrics, labels, predictions, names, precisions)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Relabelled:
-    """A source whose labels are replaced."""
-
-    source: Source
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int, /) -> Example:
-        example = self.source[index]
-        found = tuple(int(self.labels[label]) for label in example.labels)
-        if isinstance(example.label, tuple):
-            return example._replace(label=found)
-        return example._replace(label=found[0] if found else -1)
 
 
 def _match_classes(

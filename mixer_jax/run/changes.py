@@ -26,6 +26,7 @@ FREE_KEYS = {
     "progress_every",
     "tfds_data_dir",
     "tfds_manual_dir",
+    "workers",
 }
 
 # The length of a run may change if its steps so far would have been the same.

@@ -8,13 +8,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from mixer_jax.data import dataset, pipeline, preprocess, splits
+from mixer_jax.data import dataset, pipeline, preprocess, splits, workers
 from mixer_jax.data.fingerprint import Fingerprint, fingerprint
 from mixer_jax.data.listed import ListedDataset
 from mixer_jax.data.names import printable
 from mixer_jax.data.permute import create_permute
 from mixer_jax.run.config import Config, ConfigError, evals, normalization
-from mixer_jax.training import sharding
+from mixer_jax.training import processes, sharding
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,15 @@ class Data:
     def train_batches(
         self, start_step: int, mesh: Mesh
     ) -> contextlib.AbstractContextManager[Any]:
-        """Opens an iterator of this process's rows of training batches, without end."""
+        """Opens an iterator of this process's rows of training batches, without end.
+
+        All processes call it.
+        """
+        rows = sharding.local_rows(mesh, self.config.batch)
+        num_images = (self.config.total_steps - start_step) * len(rows)
+        count = num_workers(self.config, self.train_source, num_images)
+        if count:
+            logger.info("workers  %d processes prepare the images", count)
         batches = pipeline.train_batches(
             self.train_source,
             self.train_transform,
@@ -88,11 +96,23 @@ class Data:
             num_classes=len(self.class_names) if self.multilabel else None,
             start_step=start_step,
             prefetch=self.config.prefetch,
-            rows=sharding.local_rows(mesh, self.config.batch),
+            rows=rows,
             split=self.split_names[0],
             missing=self.missing,
+            workers=count,
         )
         return contextlib.closing(batches)
+
+
+def num_workers(config: Config, source: dataset.Source, num_images: int) -> int:
+    """Returns how many workers read `num_images` of a source in this process.
+
+    All processes call it.
+    """
+    sharers = processes.count_on_host()
+    if config.workers is not None:
+        return config.workers
+    return workers.usual_workers(source, num_images, sharers)
 
 
 def open_data(config: Config) -> Data:

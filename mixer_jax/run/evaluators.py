@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from mixer_jax.data import pipeline, preprocess
 from mixer_jax.data.dataset import Source
+from mixer_jax.data.workers import MIN_IMAGES
 from mixer_jax.evaluation.classification import evaluate
 from mixer_jax.evaluation.fewshot import extract_features, fewshot_accuracies
 from mixer_jax.run.config import Config
-from mixer_jax.run.data import Data
+from mixer_jax.run.data import Data, num_workers
 from mixer_jax.run.program import Program
 from mixer_jax.training import sharding
 
@@ -68,6 +69,9 @@ def open_evaluators(
         # A split smaller than a batch is not padded to a whole one.
         smallest = -(-len(source) // mesh.size) * mesh.size
         batch_size = min(config.batch_eval, smallest)
+        rows = sharding.local_rows(mesh, batch_size)
+        num_images = len(source) * len(rows) // batch_size
+        is_large = num_images >= MIN_IMAGES  # else it takes no longer than their start
         batches = pipeline.eval_batches(
             source,
             transform,
@@ -75,9 +79,10 @@ def open_evaluators(
             num_classes=several,
             multilabel=data.multilabel,
             prefetch=config.prefetch,
-            rows=sharding.local_rows(mesh, batch_size),
+            rows=rows,
             split=split,
             missing=data.missing,
+            workers=num_workers(config, source, num_images) if is_large else 0,
         )
         with contextlib.closing(batches):
             for batch in batches:

@@ -163,6 +163,7 @@ KEYS = {
     "accum_steps": _whole(1),
     "batch_eval": _whole(1),
     "prefetch": _whole(1),
+    "workers": _whole(0).or_default("what suits the machine"),
     "loss": _one_of(*LOSSES),
     "label_smoothing": PROBABILITY,
     "mixup_p": _number(0),

@@ -52,6 +52,7 @@ ADDED_KEYS: dict[str, Any] = {
     "pp.std": 0.5,
     "on_nonfinite": "stop",
     "nonfinite_limit": 10,
+    "workers": None,
 }
 
 # In config.json: the paths that are absolute there, as they were typed.

@@ -13,6 +13,7 @@ import os
 import pathlib
 import secrets
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -225,6 +226,21 @@ def first_process_first(fn: Callable[..., T], *args: Any) -> T:
         result = fn(*args)
     watch.collect(name, "", limit_secs=math.inf)
     return result
+
+
+def count_on_host() -> int:
+    """Returns how many processes of this run are on this machine.
+
+    All processes call it; the first time, they ask each other.
+    """
+    watch = current()
+    return 1 if watch is None else _count_on_host(watch)
+
+
+@functools.cache
+def _count_on_host(watch: Watch) -> int:
+    hosts = watch.collect("to name their hosts", socket.gethostname())
+    return hosts.count(hosts[watch.index])
 
 
 def _int_from_environment(name: str) -> int | None:

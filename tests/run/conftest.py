@@ -7,7 +7,10 @@ import pytest
 from mixer_jax.run import program, trainer
 
 # Keys with which the programs are the same.
-OTHERS = ("dataset", "progress_every", "eval_every", "checkpoint_every", "evals")
+OTHERS = (
+    *("dataset", "progress_every", "eval_every", "checkpoint_every", "evals"),
+    "workers",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

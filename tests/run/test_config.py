@@ -95,6 +95,7 @@ WRONG = [
     ("accum_steps", 0),
     ("batch_eval", 0),
     ("prefetch", 0),
+    ("workers", -1),
     ("loss", "hinge"),
     ("label_smoothing", 2.0),
     ("label_smoothing", -0.1),

@@ -1,13 +1,16 @@
 """What is wrong with the data of a run shows before the run begins."""
 
 import shutil
+from unittest import mock
 
 import pytest
 
 from configs import common
+from mixer_jax.data import pipeline, workers
 from mixer_jax.data.dataset import DatasetError
-from mixer_jax.run import trainer
+from mixer_jax.run import evaluators, trainer
 from mixer_jax.run.data import open_data, open_evals
+from mixer_jax.training.sharding import create_mesh
 
 from ..examples import touch_folder, write_folder
 from .test_trainer import tiny_config
@@ -137,3 +140,38 @@ def test_label_key_that_is_not_there(tfds_dir):
     )
     with pytest.raises(DatasetError, match="no image with a class labels"):
         open_data(config)
+
+
+def test_workers_are_those_of_the_config_or_suit_images_and_machine(
+    photos, monkeypatch
+):
+    """A training run and an evaluation ask for them; a small evaluation never does."""
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def batches(*args, workers, **kwargs):
+        raise Asked(workers)
+
+    def asked(config, least):
+        monkeypatch.setattr(workers, "MIN_IMAGES", least)
+        monkeypatch.setattr(evaluators, "MIN_IMAGES", least)
+        data, mesh, found = open_data(config), create_mesh(), []
+        (test,) = evaluators.open_evaluators(config, data, mock.Mock(), mesh)
+        for call in lambda: data.train_batches(0, mesh), lambda: test.run(None):
+            with pytest.raises(Asked) as caught:
+                call()
+            found.append(caught.value.args[0])
+        return found
+
+    monkeypatch.setattr(pipeline, "train_batches", batches)
+    monkeypatch.setattr(pipeline, "eval_batches", batches)
+    monkeypatch.setattr(workers, "num_cores", lambda: 24)
+    of_files = tiny_config(dataset=str(photos), batch=8, total_steps=2)
+    assert asked(of_files, 4) == [3, 3]
+    assert asked(of_files, 16) == [3, 0]
+    assert asked(of_files, 17) == [0, 0]
+    assert asked(tiny_config(), 1) == [0, 0]  # digits are in memory
+    of_files.workers = 5
+    assert asked(of_files, 1) == [5, 5]
+    assert asked(of_files, 17) == [5, 0]

@@ -632,6 +632,7 @@ def test_what_the_result_does_not_depend_on_may_change_and_is_written_down(
         "prefetch": [2, 1],
         "profile_steps": [0, 1],
         "progress_every": [5, 4],
+        "workers": [None, 2],
     }
     changed.update_from_flattened_dict({key: new for key, (_, new) in changes.items()})
     losses, run = list(train_losses(whole[0]).values()), tmp_path / "killed"

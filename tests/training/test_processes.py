@@ -305,6 +305,22 @@ def test_a_folder_is_left_clean_when_another_process_fails(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_processes_of_a_host_are_counted_and_asked_once(monkeypatch):
+    class Third:
+        index, asked = 2, 0
+
+        def collect(self, name, value):
+            self.asked += 1
+            return ["host 1", "host 2", value, value]
+
+    monkeypatch.setattr(processes, "_watch", None)
+    assert processes.count_on_host() == 1
+    watch = Third()
+    monkeypatch.setattr(processes, "_watch", watch)
+    assert [processes.count_on_host(), processes.count_on_host()] == [2, 2]
+    assert watch.asked == 1
+
+
 INTERLEAVED = """
 import sys
 import jax, numpy as np
