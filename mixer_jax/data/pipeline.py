@@ -81,7 +81,9 @@ def train_batches(
     """
     unreadable = _Unreadable(split, missing)
     prepare = _TrainExample(source, transform, num_classes, unreadable)
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    # Of positions: Grain counts the bytes of what a source gives, which takes as long
+    # as all else that it does for an example.
+    stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     stream = stream.random_map(prepare)
     num_batches = 2**62 // batch_size  # practically without end
     rows = range(batch_size) if rows is None else rows
@@ -145,14 +147,15 @@ def _as_array(label: int | tuple[int, ...], num_classes: int | None) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
-    """From an example and a generator to a row of a batch."""
+    """From the position of an example and a generator to a row of a batch."""
 
     source: Source
     transform: TrainTransform
     num_classes: int | None
     unreadable: "_Unreadable"
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        example = self.source[index]
         if example.label == -1:
             raise DatasetError(
                 f"{example.name} has no label; train on a split that has them."
@@ -302,7 +305,7 @@ class _Batches(Iterator[Batch]):
         num_workers: int,
         unreadable: _Unreadable,
     ):
-        chunks = grain.MapDataset.source(view).batch(CHUNK)
+        chunks = grain.MapDataset.range(len(view)).map(view.__getitem__).batch(CHUNK)
         num_threads, workers = NUM_THREADS, None
         if num_workers:
             workers = Workers(chunks, num_workers, unreadable.retell)
