@@ -162,8 +162,8 @@ def plan_for_tpu(batch):
     ]  # fmt: skip
     # Without the search that follows if a step does not fit.
     code = (
-        "import sys; from mixer_jax import plan_search; from mixer_jax.cli import main; "
-        "plan_search.find_best = lambda *args, **options: []; main()"
+        "import sys; from mixer_jax import plan_search; "
+        "from mixer_jax.cli import main; plan_search.find_best = lambda *args, **options: []; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", *flags],
