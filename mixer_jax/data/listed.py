@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import logging
 import os
 import pathlib
@@ -229,23 +230,40 @@ def open_digits() -> ListedDataset:
 
     Every fifth image of each class is in the split "test", the others are in "train".
     """
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    data = load_digits()
-    grey = np.rint(data.images * (255 / 16)).astype(np.uint8)  # has 17 levels
+    pixels, labels = _read_digits()
+    grey = np.rint(pixels * (255 / 16)).astype(np.uint8)  # has 17 levels
     images = einops.repeat(grey, "n height width -> n height width rgb", rgb=3)
-    labels = data.target.astype(np.int64)
     is_test = np.zeros(len(labels), bool)
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[::5]] = True
     return ListedDataset(
         "digits",
-        [str(name) for name in data.target_names],
+        [str(i) for i in range(10)],
         {
             "train": ListedSource(images[~is_test], labels[~is_test]),
             "test": ListedSource(images[is_test], labels[is_test]),
         },
     )
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns pixels from 0 to 16, [images, 8, 8], and labels, int64 [images].
+
+    scikit-learn imports SciPy, a fifth of the seconds from the start of a run to its
+    first step (mixer-jax benchmark --config configs/digits.py --parts start). So its
+    file is read without it, as long as it is where it is now.
+    """
+    found = importlib.util.find_spec("sklearn")
+    folder = pathlib.Path(found.origin).parent if found and found.origin else None
+    path = folder and folder / "datasets" / "data" / "digits.csv.gz"
+    if path and path.is_file():
+        table = np.loadtxt(path, np.int64, delimiter=",")
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images, data.target.astype(np.int64)
 
 
 def _size(path: str) -> bytes:

@@ -1,11 +1,26 @@
+import importlib.util
+
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from mixer_jax.data import listed
 from mixer_jax.data.dataset import DatasetError, open_dataset
 from mixer_jax.data.fingerprint import fingerprint
 from mixer_jax.data.listed import ListedSource
 
 from ..examples import labels, names, touch_folder, write_folder
+
+
+@pytest.mark.parametrize("spec", ["found", None])
+def test_digits_are_those_of_scikit_learn(spec, monkeypatch):
+    if spec is None:  # as if its file were elsewhere
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    pixels, labels = listed._read_digits()
+    expected = load_digits()
+    np.testing.assert_array_equal(pixels, expected.images)
+    np.testing.assert_array_equal(labels, expected.target)
+    assert labels.dtype == np.int64
 
 
 def test_digits_have_a_fixed_stratified_split():
