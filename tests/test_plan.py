@@ -163,7 +163,8 @@ def plan_for_tpu(batch):
     # Without the search that follows if a step does not fit.
     code = (
         "import sys; from mixer_jax import plan_search; "
-        "from mixer_jax.cli import main; plan_search.find_best = lambda *args, **options: []; main()"
+        "from mixer_jax.cli import main; "
+        "plan_search.find_best = lambda *args, **options: []; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", *flags],
