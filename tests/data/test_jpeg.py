@@ -53,7 +53,7 @@ PLAIN = {
     "grey": lambda photo: saved(photo.convert("L")),
     "CMYK": lambda photo: saved(photo.convert("CMYK")),
     "narrow": lambda photo: saved(photo.resize((3, 211))),
-    "upright": lambda photo: saved(photo, exif=turned(1)),
+    **{f"turn {i}": lambda photo, i=i: saved(photo, exif=turned(i)) for i in (0, 1, 9)},
     "followed": lambda photo: saved(photo) + saved(photo.rotate(180)),
 }
 WHOLE = {
