@@ -57,7 +57,7 @@ _SIGNALS = {
 
 _PROGRAM = (
     "import json, sys; sys.path, *rest = json.loads(sys.stdin.readline()); "
-    "from mixer_jax.data.workers import serve; serve(*rest)"
+    f"from {__name__} import serve; serve(*rest)"
 )
 
 
