@@ -14,8 +14,9 @@ import pytest
 from mixer_jax import cli
 from mixer_jax.cli import models, runs
 from mixer_jax.data.dataset import open_dataset
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.pipeline import eval_batches
-from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.data.walk import find_images
 
 from .examples import write_folder, write_mixed_folder

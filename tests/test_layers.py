@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+import mixer_jax
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "mixer_jax"
 
 # Each part of the package, a folder or a module beside them, may import those of the
@@ -69,3 +71,13 @@ def test_data_knows_no_jax(module):
 def test_only_runs_and_programs_see_configs(module):
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert "ml_collections" not in roots
+
+
+def test_names_of_the_package_are_those_that_type_checkers_know():
+    found = imports(PACKAGE / "__init__.py")
+    known = {name for name in found if name.startswith("mixer_jax.")}
+    assert known == {f"{module}.{name}" for name, module in mixer_jax._MODULES.items()}
+    for name in mixer_jax.__all__:
+        assert name in dir(mixer_jax)
+        assert getattr(mixer_jax, name) is not None
+    assert not hasattr(mixer_jax, "no_such_name")

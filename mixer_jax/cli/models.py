@@ -13,10 +13,10 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mixer_jax.cli.app import UsageError, app, print_table
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.names import printable
 from mixer_jax.data.preprocess import (
-    EVALUATIONS,
     Color,
     EvalTransform,
     as_color,

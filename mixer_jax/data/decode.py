@@ -60,7 +60,7 @@ def open_image(path: str | os.PathLike[str]) -> BinaryIO:
     def at_once(path: str, flags: int) -> int:  # a pipe too
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-    file = open(path, "rb", buffering=0, opener=at_once)  # noqa: SIM115
+    file = open(path, "rb", opener=at_once)  # noqa: SIM115
     about = os.fstat(file.fileno())
     if stat.S_ISREG(about.st_mode) and about.st_size < 2**31:
         return file

@@ -276,6 +276,8 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def orientation(data: bytes, segments: Segments = ()) -> int:
     """Returns the EXIF orientation of JPEG, PNG and WebP, from 1 to 8; 1 is upright.
 
+    Another number, which some programs write, has no meaning and is taken for 1.
+
     Args:
       data: the file's contents.
       segments: of a JPEG.
@@ -293,7 +295,8 @@ def orientation(data: bytes, segments: Segments = ()) -> int:
     if (block := next(blocks, None)) is None:
         return 1
     pages = tiff_pages(block.removeprefix(start))
-    return pages[0].get(274, (1,))[0] if pages else 1
+    turn = pages[0].get(274, (1,))[0] if pages else 1
+    return turn if turn in range(1, 9) else 1
 
 
 def significant_bits(data: bytes) -> int | None:

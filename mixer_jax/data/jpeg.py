@@ -52,8 +52,8 @@ class Jpeg(NamedTuple):
     def _rows(self, count: int) -> np.ndarray | None:
         """Decodes rows from the top, at least `count`; None if it cannot be done so.
 
-        OpenCV reads no more rows than the file declares. Without the marker of its end,
-        libjpeg passes over the other rows, and does not complain of them.
+        The file is given another height, so OpenCV reads no more rows. The marker of
+        its end is left out, or libjpeg would warn of the rows that are left.
         """
         count += 2  # the colours of a row depend on those of the next, half as many
         if self.height_at is None or count >= self.shape[0]:

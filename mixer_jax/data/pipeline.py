@@ -9,7 +9,6 @@ processes does not change what a batch contains.
 import dataclasses
 import functools
 import logging
-import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -22,14 +21,14 @@ from mixer_jax.data.dataset import DatasetError, Example, Source
 from mixer_jax.data.decode import ImageError, ImageFileError, say_once
 from mixer_jax.data.jpeg import Pixels
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
-from mixer_jax.data.workers import Workers, log_again
+from mixer_jax.data.workers import Workers, log_again, num_cores
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 # Threads are enough: reading, decoding and resizing release Python's lock.
-NUM_THREADS = min(os.cpu_count() or 1, 64)
+NUM_THREADS = min(num_cores(), 64)
 
 # Examples that a thread prepares at a time. With images of 16 pixels, one at a time
 # takes 1.4 times as long, since threads then wait for each other more often

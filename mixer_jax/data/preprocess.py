@@ -6,17 +6,19 @@ device, unless pp.transfer is float32.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.interpolate import INTERPOLATIONS, Window, resample
 from mixer_jax.data.jpeg import Jpeg, Pixels, part_of, reduction
 from mixer_jax.data.randaugment import randaugment
-from mixer_jax.data.sizes import Size, as_size, covers, size_text
+from mixer_jax.data.sizes import Size, as_size, size_text
 
 Permute = Callable[[np.ndarray], np.ndarray]
 Color = tuple[float, float, float]  # red, green and blue, from 0 to 1
@@ -101,7 +103,7 @@ class EvalTransform:
 
     Attributes:
       crop: (height, width) of the result in pixels; one number stands for both.
-      evaluation: one of EVALUATIONS.
+      evaluation: one of `mixer_jax.data.evaluations.EVALUATIONS`.
       resize: (height, width) before a central crop, in pixels; one number stands for
         both. See `evaluation`.
       transfer: one of TRANSFERS.
@@ -132,10 +134,10 @@ class EvalTransform:
         Raises:
           ImageError: the JPEG file cannot be decoded.
         """
-        way = EVALUATIONS[self.evaluation]
-        if isinstance(image, Jpeg) and not way.takes_jpeg:
-            image = image.shrunk()
-        crop = way.cut(image, self.crop, self.resize, self._resample)
+        height, width = image.shape[:2]
+        cut = EVALUATIONS[self.evaluation].cut
+        resample = functools.partial(self._resample, image)
+        crop = cut((height, width), self.crop, self.resize, resample)
         crop = TRANSFERS[self.transfer](crop, self.mean, self.std)
         return self.permute(crop) if self.permute else crop
 
@@ -250,107 +252,6 @@ def sample_inception_crop(
     return 0, 0, height, width
 
 
-Resample = Callable[..., np.ndarray]  # of an image, a size and a window; see `resample`
-
-
-class Evaluation(NamedTuple):
-    """A way to cut any image to the size that a model takes.
-
-    Attributes:
-      cut: makes float32 [*crop, 3] of (image, crop, resize, resample): uint8 [h, w, 3],
-        two sizes (height, width) in pixels, and `mixer_jax.data.interpolate.resample`
-        with its interpolation.
-      interpolation: the usual one.
-      steps: what `cut` does, with {crop} and {resize}, for those who must do the same
-        without this package.
-      takes_jpeg: whether `cut` takes a Jpeg too, since it uses the image's shape and
-        its `resample` alone.
-    """
-
-    cut: Callable[[Any, Size, Size, Resample], np.ndarray]
-    interpolation: str
-    steps: str
-    takes_jpeg: bool = False
-
-
-def _resize(image: Pixels, crop: Size, _: Size, resample: Resample) -> np.ndarray:
-    return resample(image, crop)
-
-
-def _resize_then_central_crop(
-    image: Pixels, crop: Size, resize: Size, resample: Resample
-) -> np.ndarray:
-    top, left, height, width = _central_window(resize, crop)
-    return resample(image, resize)[top : top + height, left : left + width]
-
-
-def _resize_small_then_central_crop(
-    image: Pixels, crop: Size, resize: Size, resample: Resample
-) -> np.ndarray:
-    ratio = max(new / old for new, old in zip(resize, image.shape[:2], strict=True))
-    height, width = (round(side * ratio) for side in image.shape[:2])
-    window = _central_window((height, width), crop)
-    # big_vision rounds down to uint8.
-    return np.floor(resample(image, (height, width), window=window))
-
-
-def _torchvision(
-    image: Pixels, crop: Size, resize: Size, resample: Resample
-) -> np.ndarray:
-    old = image.shape[:2]
-    if resize[0] == resize[1]:
-        height, width = (int(resize[0] * side / min(old)) for side in old)
-    else:  # torchvision knows the short side only; this is timm's
-        ratio = min(a / b for a, b in zip(old, resize, strict=True))
-        height, width = (round(side / ratio) for side in old)
-    window = _torchvision_window((height, width), crop)
-    return np.rint(resample(image, (height, width), window=window))
-
-
-def _squash(image: Pixels, crop: Size, resize: Size, resample: Resample) -> np.ndarray:
-    window = _torchvision_window(resize, crop)
-    return np.rint(resample(image, resize, window=window))
-
-
-def _torchvision_window(size: Size, crop: Size) -> Window:
-    """Returns the central window as torchvision's CenterCrop rounds it."""
-    top, left = (round((a - b) / 2) for a, b in zip(size, crop, strict=True))
-    return top, left, *crop
-
-
-# The choices for pp.evaluation: vit_jax's, the paper's, the paper's and big_vision's,
-# torchvision's, with which timm scores too, and the other one that timm has.
-EVALUATIONS = {
-    "resize": Evaluation(_resize, "bilinear", "resize to {crop}", takes_jpeg=True),
-    "resize_then_central_crop": Evaluation(
-        _resize_then_central_crop,
-        "bilinear",
-        "resize to {resize}, crop the central {crop}",
-        takes_jpeg=True,
-    ),
-    "resize_small_then_central_crop": Evaluation(
-        _resize_small_then_central_crop,
-        "area",
-        "resize so that the image just covers {resize}, keeping its shape; round down; "
-        "crop the central {crop}",
-        takes_jpeg=True,
-    ),
-    "torchvision": Evaluation(
-        _torchvision,
-        "pil_bilinear",
-        "resize so that the image just covers {resize}, keeping its shape, the longer "
-        "side rounded down; round; crop the central {crop}",
-        takes_jpeg=True,
-    ),
-    "squash": Evaluation(
-        _squash,
-        "pil_bilinear",
-        "resize to {resize}; round; crop the central {crop}, half a pixel rounded to "
-        "even",
-        takes_jpeg=True,
-    ),
-}
-
 # The choices for pp.transfer: what is sent to the device for float32 values in 0..255
 # and the mean and standard deviation.
 TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
@@ -359,13 +260,3 @@ TRANSFERS: dict[str, Callable[[np.ndarray, Color, Color], np.ndarray]] = {
     # Not rounded, and scaled here: by default the exact values of the original.
     "float32": scale,
 }
-
-
-def _central_window(size: Size, crop: Size) -> Window:
-    """Returns the central `crop` pixels of an image of `size` pixels."""
-    if not covers(size, crop):
-        raise ValueError(
-            f"Cannot crop {size_text(crop)} pixels out of {size_text(size)}. Make "
-            f"pp.resize at least pp.crop, which is {size_text(crop)}."
-        )
-    return (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2, *crop

@@ -31,7 +31,9 @@ from typing import Any, Generic, TypeVar
 import cloudpickle
 import numpy as np
 
-from mixer_jax.data.dataset import Source
+from mixer_jax.data.dataset import DatasetError, Source
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,15 +48,16 @@ MAX_WORKERS = 16
 MIN_IMAGES = 20_000
 
 # What a terminal or a queue sends to all processes of a run. What becomes of the
-# workers is for the main process to decide.
+# workers is for the main process to decide. Windows has not all of them.
 _SIGNALS = {
-    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2),
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
 }
 
 _PROGRAM = (
     "import json, sys; sys.path, *rest = json.loads(sys.stdin.readline()); "
-    "from mixer_jax.data.workers import serve; serve(*rest)"
+    f"from {__name__} import serve; serve(*rest)"
 )
 
 
@@ -69,7 +72,8 @@ def usual_workers(source: Source, num_images: int, sharers: int = 1) -> int:
     """Returns how many workers suit this machine; 0 if its threads do.
 
     That is one for 8 cores, up to 16 workers. It is 0 for fewer than 16 cores, for
-    images that are in memory, and for fewer than 20,000 images.
+    images that are in memory, for fewer than 20,000 images, and on Windows. It is 0
+    for a dataset that cannot be pickled, with a warning.
 
     Args:
       source: the examples.
@@ -77,9 +81,20 @@ def usual_workers(source: Source, num_images: int, sharers: int = 1) -> int:
       sharers: the processes that share this machine's cores equally.
     """
     workers = min(num_cores() // sharers // CORES_PER_WORKER, MAX_WORKERS)
-    if workers < 2 or num_images < MIN_IMAGES:
+    if workers < 2 or num_images < MIN_IMAGES or os.name == "nt":
         return 0
-    return 0 if isinstance(source[0].image, np.ndarray) else workers
+    if isinstance(source[0].image, np.ndarray):
+        return 0
+    try:
+        _pickled(source, cloudpickle.dumps)
+    except Exception as error:  # of any kind, as a class may say how it is pickled
+        logger.warning(
+            "Threads of one process read the images, as the dataset cannot be pickled "
+            "for worker processes: %s",
+            error,
+        )
+        return 0
+    return workers
 
 
 class Workers(Generic[T]):
@@ -87,7 +102,8 @@ class Workers(Generic[T]):
 
     At most `num_threads` threads may ask for elements at a time. A program needs no
     `if __name__ == "__main__"`, and a worker imports nothing but what the sequence
-    needs. It ends when it is closed, and when this process ends in any way.
+    needs. It ends when it is closed, and when this process ends in any way. There are
+    no workers on Windows, where a process cannot inherit sockets in this way.
 
     Attributes:
       num_threads: of all workers.
@@ -98,24 +114,35 @@ class Workers(Generic[T]):
         self,
         sequence: Sequence[T],
         count: int,
-        retell: Callable[[logging.LogRecord], None] | None = None,
+        retell: Callable[[logging.LogRecord], None],
     ):
         """Starts the workers, and does not wait until they are ready.
 
         Args:
           sequence: is pickled. Large arrays in it are in memory once for all workers.
           count: of the processes. They share the cores; each has 1 to 16 threads.
-          retell: is called with what workers log, from the level WARNING on. None: it
-            is logged here.
+          retell: is called with what workers log, from the level WARNING on.
 
         Raises:
-          TypeError, pickle.PicklingError: the sequence cannot be pickled.
+          DatasetError: the sequence cannot be pickled, or this is Windows.
         """
+        if os.name == "nt":
+            raise DatasetError(
+                "Windows has no worker processes. Expected workers to be 0 "
+                "(--config.workers=0)."
+            )
+        try:
+            pieces = _pickled(sequence, cloudpickle.dumps)
+        except Exception as error:  # of any kind, as a class may say how it is pickled
+            raise DatasetError(
+                f"The dataset cannot be pickled for worker processes: {error}. Change "
+                "its class, or take no workers (--config.workers=0)."
+            ) from error
         threads = min(max(num_cores() // count, 1), MAX_THREADS)
         self.num_threads = count * threads
         self.processes: list[subprocess.Popen[bytes]] = []
         self._length = len(sequence)
-        self._retell = retell or log_again
+        self._retell = retell
         self._is_closed = False
         # Each thread here takes one connection; FIFO, so that all workers have work.
         self._free: queue.SimpleQueue[tuple[subprocess.Popen[bytes], socket.socket]] = (
@@ -123,7 +150,6 @@ class Workers(Generic[T]):
         )
         try:
             with _unnamed_file() as file:
-                pieces = _pickled(sequence, cloudpickle.dumps)
                 for piece in pieces:
                     file.write(piece)
                 file.flush()

@@ -71,7 +71,9 @@ def open_evaluators(
         batch_size = min(config.batch_eval, smallest)
         rows = sharding.local_rows(mesh, batch_size)
         num_images = len(source) * len(rows) // batch_size
-        is_large = num_images >= MIN_IMAGES  # else it takes no longer than their start
+        workers = num_workers(config, source, num_images)  # all processes ask
+        if num_images < MIN_IMAGES:  # it takes no longer than their start
+            workers = 0
         batches = pipeline.eval_batches(
             source,
             transform,
@@ -82,7 +84,7 @@ def open_evaluators(
             rows=rows,
             split=split,
             missing=data.missing,
-            workers=num_workers(config, source, num_images) if is_large else 0,
+            workers=workers,
         )
         with contextlib.closing(batches):
             for batch in batches:

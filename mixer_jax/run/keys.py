@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mixer_jax.blocks import REMAT_POLICIES
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.interpolate import INTERPOLATIONS
 from mixer_jax.data.permute import PERMUTATIONS
-from mixer_jax.data.preprocess import EVALUATIONS, TRANSFERS
+from mixer_jax.data.preprocess import TRANSFERS
 from mixer_jax.data.values import (
     is_color,
     is_epsilon,

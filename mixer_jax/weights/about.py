@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.interpolate import INTERPOLATIONS
-from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform
+from mixer_jax.data.preprocess import EvalTransform
 from mixer_jax.data.sizes import fits_crop
 from mixer_jax.data.values import (
     are_names,

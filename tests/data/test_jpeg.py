@@ -12,9 +12,9 @@ from PIL import Image
 from mixer_jax.data import pipeline
 from mixer_jax.data.dataset import Example
 from mixer_jax.data.decode import ImageError, decode, open_pixels
+from mixer_jax.data.evaluations import EVALUATIONS
 from mixer_jax.data.jpeg import Jpeg, reduction
 from mixer_jax.data.preprocess import (
-    EVALUATIONS,
     EvalTransform,
     TrainTransform,
 )
@@ -53,7 +53,7 @@ PLAIN = {
     "grey": lambda photo: saved(photo.convert("L")),
     "CMYK": lambda photo: saved(photo.convert("CMYK")),
     "narrow": lambda photo: saved(photo.resize((3, 211))),
-    "upright": lambda photo: saved(photo, exif=turned(1)),
+    **{f"turn {i}": lambda photo, i=i: saved(photo, exif=turned(i)) for i in (0, 1, 9)},
     "followed": lambda photo: saved(photo) + saved(photo.rotate(180)),
 }
 WHOLE = {
@@ -182,17 +182,6 @@ def test_sizes_that_are_reduced():
     assert reduction((1708, 2568, 3), (100, 150)) == 4  # not divisible by 8
     assert reduction((1709, 2568, 3), (100, 150)) == 1
     assert reduction((375, 500, 3), (224, 224)) == 1
-
-
-def test_a_new_evaluation_gets_pixels(photo, monkeypatch):
-    corner = EVALUATIONS["resize"]._replace(
-        cut=lambda image, crop, size, resample: image[: crop[0], : crop[1]] + 0.0,
-        takes_jpeg=False,
-    )
-    monkeypatch.setitem(EVALUATIONS, "corner", corner)
-    data = saved(photo)
-    found = EvalTransform(24, "corner")(open_pixels(data))
-    np.testing.assert_array_equal(found, decode(data)[:24, :24])
 
 
 def test_a_file_that_proves_damaged_when_it_is_decoded(photo):

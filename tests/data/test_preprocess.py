@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from mixer_jax.data import preprocess
+from mixer_jax.data import evaluations, preprocess
 from mixer_jax.data.interpolate import INTERPOLATIONS, resample
 
 IMAGES = range(4)
@@ -178,7 +178,8 @@ PEAK_MEMORY = """
 import pathlib
 import numpy as np
 from mixer_jax.data.interpolate import INTERPOLATIONS
-from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform, TrainTransform
+from mixer_jax.data.evaluations import EVALUATIONS
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 
 def peak_bytes():
     # The resource module would count the memory of the process that started this one.
@@ -225,12 +226,12 @@ def test_crop_larger_than_the_enlarged_image():
 
 
 def test_a_new_evaluation_needs_no_more_than_its_row(monkeypatch):
-    corner = preprocess.Evaluation(
-        lambda image, crop, size, resample: image[: crop[0], : crop[1]],
+    corner = evaluations.Evaluation(
+        lambda shape, crop, resize, resample: resample(shape, (0, 0, *crop)),
         "bilinear",
         "cut {crop}, not {resize}",
     )
-    monkeypatch.setitem(preprocess.EVALUATIONS, "corner", corner)
+    monkeypatch.setitem(evaluations.EVALUATIONS, "corner", corner)
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     transform = preprocess.EvalTransform(24, "corner", resize=30)
     np.testing.assert_array_equal(transform(image), image[:24, :24])
@@ -313,7 +314,7 @@ def test_torchvision_is_bilinear_unless_asked_otherwise():
     np.testing.assert_array_equal(bilinear(image), want)
 
 
-@pytest.mark.parametrize("evaluation", preprocess.EVALUATIONS)
+@pytest.mark.parametrize("evaluation", evaluations.EVALUATIONS)
 @pytest.mark.parametrize("interpolation", [None, *INTERPOLATIONS])
 def test_rectangles(evaluation, interpolation):
     """A picture on its side gives the same, on its side."""

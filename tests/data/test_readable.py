@@ -15,7 +15,8 @@ from PIL import Image
 from mixer_jax.data import pipeline
 from mixer_jax.data.check import check_images
 from mixer_jax.data.dataset import open_dataset, readable
-from mixer_jax.data.preprocess import EVALUATIONS, EvalTransform, TrainTransform
+from mixer_jax.data.evaluations import EVALUATIONS
+from mixer_jax.data.preprocess import EvalTransform, TrainTransform
 from mixer_jax.evaluation.prediction import predict
 
 from ..fuzzing.images import write_images

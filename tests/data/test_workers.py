@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import grain
 import numpy as np
@@ -15,7 +16,7 @@ from mixer_jax.data import pipeline, workers
 from mixer_jax.data.dataset import DatasetError, Example, open_dataset
 from mixer_jax.data.permute import create_permute
 from mixer_jax.data.preprocess import EvalTransform, TrainTransform
-from mixer_jax.data.workers import Workers, usual_workers
+from mixer_jax.data.workers import Workers, log_again, usual_workers
 
 from ..examples import write_mixed_folder
 
@@ -123,7 +124,7 @@ def test_a_worker_knows_no_jax_ignores_signals_and_its_death_is_an_error():
         return {"image": images[i], "pid": os.getpid(), "jax": "jax" in sys.modules}
 
     opened = os.listdir("/dev/fd")
-    sequence = Workers(grain.MapDataset.range(10).map(element), 2)
+    sequence = Workers(grain.MapDataset.range(10).map(element), 2, log_again)
     with contextlib.closing(sequence):
         for process in sequence.processes:
             process.send_signal(signal.SIGINT)
@@ -153,7 +154,7 @@ def test_a_worker_that_cannot_load_its_sequence_is_an_error(tmp_path, monkeypatc
 
     (tmp_path / "short_lived.py").write_text("raise OSError('no such disk')")
     with (
-        contextlib.closing(Workers(Items("abc"), 1)) as sequence,
+        contextlib.closing(Workers(Items("abc"), 1, log_again)) as sequence,
         pytest.raises(OSError, match="no such disk"),
     ):
         sequence[0]
@@ -162,20 +163,21 @@ def test_a_worker_that_cannot_load_its_sequence_is_an_error(tmp_path, monkeypatc
 # No `if __name__ == "__main__"`, and a class that no module has.
 ENDINGS = """
 import os, sys
-from mixer_jax.data.workers import Workers
+from mixer_jax.data.workers import Workers, log_again
 
 class Squares:
     def __len__(self): return 10
     def __getitem__(self, i): return i * i
 
-sequence = Workers(Squares(), 1)
+sequence = Workers(Squares(), 1, log_again)
 print(sequence[3], flush=True)
 exec(sys.argv[1])
 """
 
 
 @pytest.mark.parametrize(
-    "end", ["os.kill(os.getpid(), 9)", "raise KeyError", "Workers(Squares(), 1)"]
+    "end",
+    ["os.kill(os.getpid(), 9)", "raise KeyError", "Workers(Squares(), 1, log_again)"],
 )
 def test_no_worker_is_left_however_the_program_ends(end):
     # The workers have the same output open, so this waits for them too.
@@ -208,7 +210,7 @@ def test_batches_that_are_dropped_leave_no_worker(split):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_usual_number_of_workers(monkeypatch):
+def test_usual_number_of_workers(monkeypatch, caplog):
     class Files:
         def __getitem__(self, i):
             return Example(b"the contents of a file", 0, f"image {i}")
@@ -217,12 +219,29 @@ def test_usual_number_of_workers(monkeypatch):
         def __getitem__(self, i):
             return Example(np.zeros((8, 8, 3), np.uint8), 0, f"image {i}")
 
+    class Locked(Files):
+        def __init__(self):
+            self.lock = threading.Lock()
+
     monkeypatch.setattr(workers, "num_cores", lambda: 112)
     assert usual_workers(Files(), 10**6) == 14
     assert usual_workers(Files(), 10**6, sharers=4) == 3
     assert usual_workers(Files(), 10**6, sharers=8) == 0
     assert usual_workers(Files(), 10**4) == 0
     assert usual_workers(Arrays(), 10**6) == 0
+    assert not caplog.records
+    assert usual_workers(Locked(), 10**6) == 0
+    assert "cannot pickle '_thread.lock'" in caplog.text
     for cores, count in (2, 0), (15, 0), (16, 2), (1000, 16):
         monkeypatch.setattr(workers, "num_cores", lambda cores=cores: cores)
         assert usual_workers(Files(), 10**6) == count
+    monkeypatch.setattr(os, "name", "nt")
+    assert usual_workers(Files(), 10**6) == 0
+
+
+def test_no_workers_for_what_cannot_be_pickled_and_on_windows(monkeypatch):
+    with pytest.raises(DatasetError, match=r"lock.*--config.workers=0"):
+        Workers([threading.Lock()], 1, log_again)
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(DatasetError, match="Windows has no worker processes"):
+        Workers("abc", 1, log_again)
