@@ -60,6 +60,9 @@ def count_traffic(text: str) -> Traffic:
 
     Args:
       text: of the program, from `jax.stages.Compiled.as_text`.
+
+    Raises:
+      ValueError: it is something else.
     """
     computations: dict[str, list[_Instruction]] = {}
     entry = name = ""
@@ -70,6 +73,8 @@ def count_traffic(text: str) -> Traffic:
             entry = name if found[1] else entry
         elif found := _INSTRUCTION.match(line):
             computations[name].append(_Instruction(*found.groups()))
+    if not entry:
+        raise ValueError(f"This is no text of a program in HLO: {text[:80]!r}")
     run = [x for called in _run(entry, computations) for x in computations[called]]
     results = {x.name: x.result for x in run}
     found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])

@@ -104,3 +104,8 @@ def test_what_stays_on_the_chip_is_not_moved():
 def test_a_collective_in_several_fusions_counts_once():
     scattered, gathered = 2 * 8 * 128 * 7 // 8, 2 * 16 * 128 * 3 // 4
     assert count_traffic(TPU).network_bytes == scattered + gathered
+
+
+def test_another_text_has_no_traffic():
+    with pytest.raises(ValueError, match="no text of a program in HLO: 'module @jit"):
+        count_traffic("module @jit_step {\n}")

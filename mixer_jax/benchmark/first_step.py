@@ -19,7 +19,7 @@ def main() -> None:
 
     import jax
 
-    from mixer_jax.run.config import in_steps
+    from mixer_jax.run.config import ConfigError, in_steps
     from mixer_jax.run.data import open_data, open_evals
     from mixer_jax.run.program import build_program, check_run, step_rng
     from mixer_jax.run.start import initial_state
@@ -30,7 +30,10 @@ def main() -> None:
     _end("import")
     jax.devices()
     _end("devices")
-    config, mesh = check_run(config)
+    try:
+        config, mesh = check_run(config)
+    except ConfigError as error:
+        sys.exit(str(error))
     with jax.set_mesh(mesh):
         data = open_evals(open_data(config))
         config = in_steps(config, len(data.train_source))

@@ -1,5 +1,6 @@
 """A run's input pipelines, alone and while it trains."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -15,7 +16,7 @@ from mixer_jax.data.dataset import Subset
 from mixer_jax.data.sizes import as_size, size_text
 from mixer_jax.data.workers import num_cores
 from mixer_jax.run.config import Config, in_steps
-from mixer_jax.run.data import Data, open_data
+from mixer_jax.run.data import Data, num_workers, open_data
 from mixer_jax.run.evaluators import open_evaluators
 from mixer_jax.run.program import Program, build_program, step_rng
 from mixer_jax.training import sharding
@@ -48,12 +49,15 @@ def benchmark_input(
     """
     for name, config in configs.items():
         data, config, program = _open(config, mesh)
+        rows = config.total_steps * config.batch
+        workers = num_workers(config, data.train_source, rows)
         with data.train_batches(0, mesh) as batches:
             for _ in range(config.prefetch + 1):  # they were made ahead
                 next(batches)
             turns = {"training": lambda batches=batches: next(batches)}
             found = take_turns(turns, lambda batch: batch, repeats, LEAST_SECS)
-        yield _row(name, config, "training", found["training"], config.batch)
+        timing = found["training"]
+        yield _row(name, config, "training", timing, config.batch, workers)
 
         count = EVAL_BATCHES * config.batch_eval
         indices = [i % len(data.test_source) for i in range(count)]
@@ -62,7 +66,7 @@ def benchmark_input(
         test = open_evaluators(config, data, scoring, mesh)[0]
         turns = {"evaluation": lambda test=test: test.run(None)}
         found = take_turns(turns, lambda numbers: numbers, repeats, LEAST_SECS)
-        yield _row(name, config, "evaluation", found["evaluation"], count)
+        yield _row(name, config, "evaluation", found["evaluation"], count, workers)
 
 
 @jax.jit
@@ -80,14 +84,18 @@ def _open(config: Config, mesh: Mesh) -> tuple[Data, Config, Program]:
     return data, config, build_program(config, mesh, classes, multilabel=multilabel)
 
 
-def _row(name: str, config: Config, kind: str, timing: Timing, images: int) -> Row:
+def _row(
+    name: str, config: Config, kind: str, timing: Timing, images: int, workers: int
+) -> Row:
+    cpu = Spread.of(1e3 * x / images for x in timing.cpu_secs)
     return {
         "source": name,
         "pipeline": kind,
         "pixels": size_text(as_size(config.pp.crop)),
         "images/s": timing.per_sec(images),
         "images/s a core": timing.per_sec(images / num_cores()),
-        "cpu ms an image": Spread.of(1e3 * x / images for x in timing.cpu_secs),
+        # What other processes take is not known.
+        "cpu ms an image": None if workers else cpu,
     }
 
 
@@ -109,16 +117,15 @@ def benchmark_wait(
     """
     for name, config in configs.items():
         data, config, program = _open(config, mesh)
-        loop = _loop(data, config, program, mesh)
-        for _ in range(config.prefetch + 2):  # the first one compiles
-            _, secs = next(loop)
-        steps = max(LEAST_STEPS, round(LEAST_SECS / secs))
         shares, per_sec = [], []
-        for _ in range(repeats):
-            waits, times = zip(*(next(loop) for _ in range(steps)), strict=True)
-            shares.append(sum(waits) / sum(times))
-            per_sec.append(steps * config.batch / sum(times))
-        loop.close()
+        with contextlib.closing(_loop(data, config, program, mesh)) as loop:
+            for _ in range(config.prefetch + 2):  # the first one compiles
+                _, secs = next(loop)
+            steps = max(LEAST_STEPS, round(LEAST_SECS / secs))
+            for _ in range(repeats):
+                waits, times = zip(*(next(loop) for _ in range(steps)), strict=True)
+                shares.append(sum(waits) / sum(times))
+                per_sec.append(steps * config.batch / sum(times))
         yield {
             "source": name,
             "model": config.model.get("model_name") or "-",

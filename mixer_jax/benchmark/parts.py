@@ -62,25 +62,26 @@ def benchmark(
       The name of a table and its rows.
 
     Raises:
-      ConfigError: the config contradicts itself, the model or the devices; or a part or
-        source or variant is none, or there are too few repeats.
+      ConfigError: the config contradicts itself, the model or the devices; or another
+        argument makes no sense.
       DatasetError: the config's dataset is not there.
       StartError: a process of `start` failed.
     """
-    _check(parts, sources, repeats)
+    # What cannot be measured is found before hours of measurements.
+    _check(parts, sources, repeats, num_classes, predict_batches, folder)
     check_config(config)
+    configs = sweep(config, variants, batches, dtypes, sizes) if "step" in parts else []
+    has_input = bool({"input", "wait"} & set(parts))
+    if "start" in parts or (has_input and "config" in sources):
+        open_data(config)
     if "start" in parts:
         progress("start")
         rows, packages = benchmark_start(config, repeats)
         yield "start", rows
         yield "imports", packages
 
-    # What cannot be measured is found before hours of measurements.
-    configs = sweep(config, variants, batches, dtypes, sizes) if "step" in parts else []
+    configs = [check_run(x)[0] for x in configs]
     config, mesh = check_run(config)
-    has_input = bool({"input", "wait"} & set(parts))
-    if has_input and "config" in sources:
-        open_data(config)
     with contextlib.ExitStack() as stack:
         if "step" in parts:
             progress("step")
@@ -125,7 +126,14 @@ def benchmark(
             yield "predict", rows
 
 
-def _check(parts: Sequence[str], sources: Sequence[str], repeats: int) -> None:
+def _check(
+    parts: Sequence[str],
+    sources: Sequence[str],
+    repeats: int,
+    num_classes: int,
+    predict_batches: Sequence[int],
+    folder: pathlib.Path | None,
+) -> None:
     for flag, given, known in (("parts", parts, PARTS), ("sources", sources, SOURCES)):
         if not given or not set(given) <= set(known):
             raise ConfigError(
@@ -137,3 +145,11 @@ def _check(parts: Sequence[str], sources: Sequence[str], repeats: int) -> None:
             f"--repeats is {repeats}; {LEAST_REPEATS} is the least that says how far "
             "measurements lie apart."
         )
+    for flag, least in (
+        ("num_classes", num_classes),
+        ("predict_batches", min(predict_batches, default=0)),
+    ):
+        if least < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {least}; 1 is the least.")
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--folder is {folder}, which is no folder.")

@@ -1,5 +1,6 @@
 """Predictions from image files, as `mixer-jax predict` makes them."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,8 +48,8 @@ def benchmark_predict(
     params = jax.device_get(state.params)  # as from a file
     del state
     for batch in batches:
-        names = [str(x) for x in files] * -(-batch // len(files))
-        names = names[: len(names) // batch * batch] * (MANY // len(names))
+        count = max(MANY, 100 * batch) // batch * batch
+        names = list(itertools.islice(itertools.cycle(map(str, files)), count))
         found: Any = predict(program.model, params, transform, names, batch_size=batch)
 
         def call(found: Any = found, batch: int = batch) -> None:

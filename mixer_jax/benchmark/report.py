@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,14 @@ import jax
 
 from mixer_jax.benchmark.timing import Spread
 from mixer_jax.data.workers import num_cores
+from mixer_jax.training.agreement import versions
 
 # What was measured and how fast it is, by name. Figures with a spread are `Spread`s,
 # those that are not known None.
 Row = Mapping[str, Any]
 
+# Those that decide how fast a run is.
 _PACKAGES = ("mixer-jax", "jax", "jaxlib", "numpy", "grain", "opencv-python-headless")
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of what decides how fast a run is."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version()} | found
 
 
 def machine() -> dict[str, Any]:
@@ -58,7 +53,7 @@ def as_json(parts: Mapping[str, Sequence[Row]], **given: Any) -> dict[str, Any]:
     """
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": versions(_PACKAGES),
         "machine": machine(),
         **given,
         "parts": {

@@ -13,8 +13,8 @@ from mixer_jax.benchmark.matmul import matmuls
 from mixer_jax.benchmark.report import Row
 from mixer_jax.benchmark.timing import Spread, take_turns
 from mixer_jax.data.sizes import as_size, size_text
-from mixer_jax.run.config import Config, ConfigError, flatten
-from mixer_jax.run.program import Program, build_program, check_run, step_rng
+from mixer_jax.run.config import Config, ConfigError, check_config, flatten
+from mixer_jax.run.program import Program, build_program, step_rng
 from mixer_jax.run.resolution import check_token_units
 from mixer_jax.training import sharding
 from mixer_jax.variants import get_variant
@@ -37,8 +37,7 @@ def sweep(
       sizes: of the images, in pixels.
 
     Raises:
-      ConfigError: there is no such variant; or one of them contradicts itself, the
-        model or the devices.
+      ConfigError: there is no such variant; or one of them contradicts itself.
     """
     models = [_fields_of(config, name) for name in variants]
     # A slice is what is computed at a time. The images of tests are not made here.
@@ -53,8 +52,9 @@ def sweep(
         changed = config.copy_and_resolve_references()
         for change in changes:
             changed.update_from_flattened_dict(change)
+        check_config(changed)
         check_token_units(changed)
-        found.append(check_run(changed)[0])
+        found.append(changed)
     return found
 
 
@@ -80,17 +80,24 @@ def benchmark_step(
     matrices, measured in turn with the steps.
 
     Args:
-      configs: from `sweep`.
+      configs: from `sweep`; for the devices here, see
+        mixer_jax.run.program.check_run.
       num_classes: of the model.
       repeats: measurements of each.
 
     Yields:
-      A row for each config and kind of step.
+      A row for each config and kind of step; one for a config that needs more memory
+      than there is.
     """
     for config in configs:
         mesh = sharding.create_mesh(config.mesh.fsdp)
         with jax.set_mesh(mesh):
-            yield from _rows(config, mesh, num_classes, repeats)
+            try:
+                yield from _rows(config, mesh, num_classes, repeats)
+            except jax.errors.JaxRuntimeError as error:
+                if error.error_code_string != "RESOURCE_EXHAUSTED":
+                    raise
+                yield _names(config) | {"step": "out of memory"}
 
 
 def _rows(config: Config, mesh: Mesh, num_classes: int, repeats: int) -> Iterator[Row]:
@@ -115,11 +122,7 @@ def _rows(config: Config, mesh: Mesh, num_classes: int, repeats: int) -> Iterato
                 flops / of_peak / by_turn.least,
                 by_turn.count,
             )
-        yield {
-            "model": config.model.get("model_name") or "-",
-            "pixels": size_text(as_size(config.pp.crop)),
-            "dtype": str(config.model.get("dtype", "-")),
-            "batch": config.batch,
+        yield _names(config) | {
             "step": name,
             "secs": timing.spread,
             "images/s": timing.per_sec(config.batch),
@@ -127,6 +130,15 @@ def _rows(config: Config, mesh: Mesh, num_classes: int, repeats: int) -> Iterato
             "share of peak": share,
             "peak GFLOP/s": peak / 1e9,
         }
+
+
+def _names(config: Config) -> dict[str, Any]:
+    return {
+        "model": config.model.get("model_name") or "-",
+        "pixels": size_text(as_size(config.pp.crop)),
+        "dtype": str(config.model.get("dtype", "-")),
+        "batch": config.batch,
+    }
 
 
 def step_calls(

@@ -55,6 +55,8 @@ def benchmark(
     from mixer_jax.benchmark.report import Row, as_json, as_table
     from mixer_jax.benchmark.start import StartError
 
+    if output and output.is_dir():
+        raise UsageError(f"--output is {output}, a folder; expected a file.")
     found: dict[str, list[Row]] = {}
     try:
         for name, rows in measure(

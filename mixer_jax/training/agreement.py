@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -97,7 +97,7 @@ def check_processes(config: Mapping[str, Any]) -> None:
     if watch is None:
         return
     check_same("the config", {"num_processes": watch.count, **config})
-    check_same("the installed versions", _versions())
+    check_same("the installed versions", versions())
     check_same("the code", _code())
     check_same("the settings of JAX", _settings())
     watch.doing = "starting the devices of all processes"
@@ -135,14 +135,15 @@ def check_same_copies(what: str, tree: Any) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    versions = {"Python": platform.python_version()}
-    for name in _PACKAGES:
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Returns the versions of Python and of packages."""
+    found = {"Python": platform.python_version()}
+    for name in packages:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # such as another opencv
-            versions[name] = "not installed"
-    return versions
+            found[name] = "not installed"
+    return found
 
 
 def _code() -> dict[str, str]:

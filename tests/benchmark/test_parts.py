@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import sys
 
 import pytest
@@ -41,7 +42,7 @@ def test_all_parts_but_the_start_in_one_file(short, tmp_path, capsys):
         folder=tmp_path,
     )
     report = json.loads(output.read_text())
-    assert {"jax", "jaxlib", "numpy", "python", "grain"} <= report["versions"].keys()
+    assert {"jax", "jaxlib", "numpy", "Python", "grain"} <= report["versions"].keys()
     assert report["machine"]["devices"] == 8
     rows = report["parts"]
     assert [x["step"] for x in rows["step"]] == ["forward", "train"]
@@ -98,6 +99,11 @@ def test_imports_are_added_up_by_package():
         ({"variants": ("B/17",)}, "No Mixer variant is called 'B/17'"),
         ({"batches": (12,)}, "batch is 12; with 8 devices"),
         ({"overrides": ("config.batch=0",)}, "batch is 0; expected"),
+        ({"num_classes": 0}, "--num-classes is 0; 1 is the least"),
+        ({"predict_batches": (1, 0)}, "--predict-batches is 0; 1 is the least"),
+        ({"folder": pathlib.Path("not/there")}, "--folder is not/there, which is no"),
+        # Before the many processes of the start.
+        ({"parts": ("start", "step"), "sizes": (18,)}, "cannot be cut into patches"),
     ],
 )
 def test_wrong_flags(flags, message, tmp_path):

@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import b16, digits
-from mixer_jax.benchmark.step import model_flops, sweep
+from mixer_jax.benchmark import step
+from mixer_jax.benchmark.step import benchmark_step, model_flops, sweep
 from mixer_jax.run.config import ConfigError
 from mixer_jax.training import sharding
 
@@ -27,14 +29,12 @@ def test_a_config_alone_is_measured_as_it_is():
     (found,) = sweep(config)
     assert found.batch == config.batch
     assert found.model.hidden_dim == config.model.hidden_dim
-    assert found.model.dtype == "float32"  # what suits the devices
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"variants": ["B/17"]}, "No Mixer variant is called 'B/17'"),
-        ({"batches": [12]}, "batch is 12; with 8 devices .* such as 16"),
         ({"sizes": [18]}, "pp.crop is 18.* cannot be cut into patches"),
         ({"dtypes": ["int8"]}, "model.dtype is 'int8'"),
     ],
@@ -67,3 +67,15 @@ def test_operations_are_those_of_all_devices():
     )
     of_all = model_flops(tiny_config(batch=64), all_devices, 10)["forward"]
     assert model_flops(tiny_config(batch=64), one, 10)["forward"] == of_all
+
+
+def test_a_batch_that_is_too_large_for_the_memory_has_a_row(monkeypatch):
+    def allocate(config, mesh, num_classes, repeats):
+        return jax.block_until_ready(jnp.zeros(2**50))
+
+    monkeypatch.setattr(step, "_rows", allocate)
+    rows = list(benchmark_step([tiny_config(batch=64), tiny_config()], 10, 5))
+    assert [(x["batch"], x["step"]) for x in rows] == [
+        (64, "out of memory"),
+        (16, "out of memory"),
+    ]
