@@ -136,8 +136,8 @@ class EvalTransform:
         """
         height, width = image.shape[:2]
         cut = EVALUATIONS[self.evaluation].cut
-        resample = functools.partial(self._resample, image)
-        crop = cut((height, width), self.crop, self.resize, resample)
+        resized = functools.partial(self._resample, image)
+        crop = cut((height, width), self.crop, self.resize, resized)
         crop = TRANSFERS[self.transfer](crop, self.mean, self.std)
         return self.permute(crop) if self.permute else crop
 
