@@ -51,6 +51,9 @@ NUM_CLASSES = 1000
 RATE, MOMENTUM, MAX_NORM = 0.03, 0.9, 1.0
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the norms of logits and update
 
+PEERS = ("naive", "timm", "timm compiled")
+MODES = ("forward", "train")
+
 Call = Callable[[], Any]
 
 
@@ -290,10 +293,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--channels_last", action="store_true", help="of timm's images")
-    parser.add_argument(
-        "--peers", nargs="*", default=["naive", "timm", "timm compiled"]
-    )
-    parser.add_argument("--modes", nargs="*", default=["forward", "train"])
+    for flag, known in (("--peers", PEERS), ("--modes", MODES)):
+        parser.add_argument(flag, nargs="+", choices=known, default=known)
     args = parser.parse_args()
     if args.repeats < LEAST_REPEATS:
         parser.error(f"--repeats is {args.repeats}; at least {LEAST_REPEATS}")

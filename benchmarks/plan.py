@@ -51,7 +51,8 @@ follow from published peaks (mixer_jax/run/chips.py). No TPU was at hand: nothin
 timed. "default" is what the config gives on TPU, bfloat16 and the remat of the next
 column; "blocks" is the same with remat "blocks"; "naive" is float32, without remat,
 with the state on every chip. "moved" is between a chip's memory and its units, without
-what stays in the fast memory on the chip; "sent" is to other chips.
+what stays in the fast memory on the chip; "sent" is to other chips. The script adds the
+rows that are not here yet.
 
 | model | topology | batch | step | remat | fsdp | state GB | temporaries GB | peak GB \
 | fits | TFLOP | GB moved | GB sent | compute ms | memory ms | network ms \

@@ -156,12 +156,11 @@ def get_model(name: str) -> ml_collections.ConfigDict:
     del fields["parent"], fields["name"]  # Flax's
     fields |= vars(sizes)
     fields |= {"model_name": name, "patches": {"size": sizes.patches.size}}
-    # None: what suits the device. That is bfloat16 on TPU, and float32 elsewhere; and
-    # "none", or "blocks" where the activations would not fit a TPU's memory.
-    fields["dtype"] = config_dict.placeholder(str)
-    fields["remat"] = config_dict.placeholder(str)
-    # None: what the parameters of pretrained_dir were trained with, else MlpMixer's.
-    for name in {"gelu", "layer_norm_epsilon"} & fields.keys():
+    # None for dtype and remat: what suits the device. That is bfloat16 on TPU, and
+    # float32 elsewhere; and "none", or "blocks" where the activations would not fit a
+    # TPU's memory. None for the others: what the parameters of pretrained_dir were
+    # trained with, else MlpMixer's.
+    for name in {"dtype", "remat", "gelu", "layer_norm_epsilon"} & fields.keys():
         fields[name] = config_dict.placeholder(type(fields[name]))
     return ml_collections.ConfigDict(fields).lock()
 

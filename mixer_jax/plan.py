@@ -99,7 +99,8 @@ class Plan:
         lines = [
             f"{config.model.model_name}, "
             f"{' x '.join(map(str, as_size(config.pp.crop)))} pixels, "
-            f"{config.model.dtype}, remat {config.model.remat}",
+            f"{config.model.get('dtype', '-')}, "
+            f"remat {config.model.get('remat', '-')}",
             f"one update of {config.batch} images in {config.accum_steps} slice(s) on "
             f"{self.topology}: {self.chips} chips, data "
             f"{self.chips // config.mesh.fsdp} x fsdp {config.mesh.fsdp} "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixer_jax.plan import Config, Plan, PlanError, Progress, devices_of, plan
+from mixer_jax.run.chips import chip_of
 
 
 def find_best(
@@ -41,7 +42,13 @@ def find_best(
       ConfigError: see `plan`.
       PlanError: see `plan`; or there are no published figures for the devices.
     """
-    chips = len(devices_of(topology))
+    devices = devices_of(topology)
+    chips, kind = len(devices), devices[0].device_kind
+    if math.isnan(chip_of(kind).hbm_bytes):
+        raise PlanError(
+            f"mixer_jax/run/chips.py has no published figures for the device {kind!r}, "
+            "so nothing can be compared."
+        )
     tried: list[Plan] = []
     settings = {"accum_steps": 1, "mesh.fsdp": config.mesh.fsdp}
     if "remat" in config.model:
@@ -63,13 +70,8 @@ def find_best(
         return found
 
     found = attempt()
-    if found.fits is None:
-        raise PlanError(
-            "mixer_jax/run/chips.py has no published figures for the device "
-            f"{found.chip.device_kind!r}, so nothing can be compared."
-        )
     for changes in _savings(found, settings):
-        if found.fits is not False:
+        if found.fits:
             break
         settings |= changes
         found = attempt()

@@ -10,8 +10,9 @@ import sys
 import jax
 import pytest
 
-from configs import b16, digits, l16
+from configs import b16, common, digits, l16
 from mixer_jax import plan as plan_module
+from mixer_jax.model import MlpMixer
 from mixer_jax.plan import Needs, PlanError, plan
 from mixer_jax.run import chips, program, trainer
 from mixer_jax.run import config as run_config
@@ -20,6 +21,22 @@ from mixer_jax.run.chips import CHIPS, Chip
 from .run.test_trainer import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_a_model_without_the_fields_for_devices_has_a_plan(monkeypatch):
+    """As of a fork that has dropped them."""
+    dropped = {"dtype", "remat", "scan_blocks"}
+    fields = [x for x in dataclasses.fields(MlpMixer) if x.name not in dropped]
+    monkeypatch.setattr(common.dataclasses, "fields", lambda _: fields)
+    model = common.get_model("Mixer-S_32")
+    monkeypatch.undo()
+    assert dropped.isdisjoint(model)
+    monkeypatch.setattr(plan_module, "_compile", lambda *_: Needs(1, 1, 1, 1, 1, 1))
+    config = b16.get_config()
+    config.model = model
+    result = plan(config, "local")
+    assert str(result).startswith("Mixer-S_32, 224 x 224 pixels, -, remat -")
+    assert result.settings == {"accum_steps": 8, "mesh.fsdp": 1}
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:2", "v5e-8", "tpu"])

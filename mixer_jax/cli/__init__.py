@@ -46,6 +46,8 @@ def main() -> None:
             description="Uses models that mixer_jax has trained or can read.",
             args=args or ["--help"],
         )
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell says of Ctrl-C
     except BrokenPipeError:  # the reader of the output, such as head, is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

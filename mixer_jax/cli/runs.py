@@ -152,6 +152,8 @@ def plan(
     from mixer_jax import plan as planning
     from mixer_jax import plan_search
 
+    if num_classes < 1:
+        raise UsageError(f"--num-classes is {num_classes}; 1 is the least.")
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
         # JAX keeps a program for devices that are not here, but cannot read it again.

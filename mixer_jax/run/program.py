@@ -253,7 +253,7 @@ def log_program(config: Config, program: Program, mesh: Mesh, start_step: int) -
         "run      %s steps of %d images in %s on %d x %s%s",
         f"{config.total_steps:,}",
         config.batch,
-        config.model.dtype,
+        config.model.get("dtype", "the model's dtype"),
         mesh.size,
         mesh.devices.flat[0].device_kind,
         f", state split over {config.mesh.fsdp}" if config.mesh.fsdp > 1 else "",
