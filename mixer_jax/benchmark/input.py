@@ -128,6 +128,7 @@ def benchmark_wait(
                 per_sec.append(steps * config.batch / sum(times))
         yield {
             "source": name,
+            "images": len(data.train_source),
             "model": config.model.get("model_name") or "-",
             "pixels": size_text(as_size(config.pp.crop)),
             "batch": config.batch,

@@ -47,5 +47,5 @@ def benchmark_save(
         "MB": sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6,
         "secs the loop waits": Spread.of(pauses),
         "secs of a save": Spread.of(wholes),
-        "share waiting": Spread.of(pause / whole for pause, whole in pairs),
+        "share of a save": Spread.of(pause / whole for pause, whole in pairs),
     }
