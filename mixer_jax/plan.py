@@ -22,7 +22,7 @@ from mixer_jax.data.sizes import as_size
 from mixer_jax.hlo import count_traffic
 from mixer_jax.run.chips import CHIPS, Chip, chip_of
 from mixer_jax.run.config import check_config, check_devices, normalization
-from mixer_jax.run.program import build_program, for_devices
+from mixer_jax.run.program import abstract_batch, build_program, for_devices
 from mixer_jax.run.resolution import check_token_units
 from mixer_jax.training import sharding
 from mixer_jax.training.step import make_loss_and_grads
@@ -248,14 +248,8 @@ def _compile(
     mesh = sharding.create_mesh(config.mesh.fsdp, devices)
     program = build_program(config, mesh, num_classes)
     state = program.abstract_state
-    on_batch = sharding.batch_sharding(mesh)
     rows = config.batch // config.accum_steps if one_turn else config.batch
-    shape = (rows, *as_size(config.pp.crop), 3)
-    dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32
-    batch = {
-        "image": jax.ShapeDtypeStruct(shape, dtype, sharding=on_batch),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=on_batch),
-    }
+    batch = abstract_batch(config, mesh, rows)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     if one_turn:
         mean, std = normalization(config)

@@ -12,9 +12,21 @@ from jax.sharding import Mesh
 from mixer_jax.benchmark.matmul import matmuls
 from mixer_jax.benchmark.report import Row
 from mixer_jax.benchmark.timing import Spread, take_turns
+from mixer_jax.data.preprocess import scale
 from mixer_jax.data.sizes import as_size, size_text
-from mixer_jax.run.config import Config, ConfigError, check_config, flatten
-from mixer_jax.run.program import Program, build_program, step_rng
+from mixer_jax.run.config import (
+    Config,
+    ConfigError,
+    check_config,
+    flatten,
+    normalization,
+)
+from mixer_jax.run.program import (
+    Program,
+    abstract_batch,
+    build_program,
+    step_rng,
+)
 from mixer_jax.run.resolution import check_token_units
 from mixer_jax.training import sharding
 from mixer_jax.variants import get_variant
@@ -167,7 +179,7 @@ def random_batch(config: Config, program: Program, mesh: Mesh) -> dict[str, jax.
     shape = rows, *as_size(config.pp.crop), 3
     images: np.ndarray = rng.integers(256, size=shape, dtype=np.uint8)
     if config.pp.transfer == "float32":
-        images = images.astype(np.float32) / 127.5 - 1
+        images = scale(images, *normalization(config))
     classes = program.model.num_classes or 1
     batch = {
         "image": images,
@@ -193,11 +205,11 @@ def model_flops(
             plain.model[key] = value
     program = build_program(plain, mesh, num_classes)
     state = program.abstract_state
-    batch = random_batch(plain, program, mesh)
+    batch = abstract_batch(plain, mesh, plain.batch)
+    mask = jax.ShapeDtypeStruct((plain.batch,), jnp.float32)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
     lowered = {
-        "forward": program.eval_step.lower(state.params, batch),
-        "train": program.train_step.lower(
-            state, {k: batch[k] for k in ("image", "label")}, step_rng(plain, mesh)
-        ),
+        "forward": program.eval_step.lower(state.params, batch | {"mask": mask}),
+        "train": program.train_step.lower(state, batch, rng),
     }
     return {name: (x.cost_analysis() or {}).get("flops") for name, x in lowered.items()}

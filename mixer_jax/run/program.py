@@ -217,6 +217,23 @@ def build_program(
     )
 
 
+def abstract_batch(config: Config, mesh: Mesh, rows: int) -> dict[str, Any]:
+    """Returns shapes, dtypes and shardings of a batch with one label for each image.
+
+    Args:
+      config: see configs/common.py.
+      mesh: see `build_program`.
+      rows: images in the batch.
+    """
+    on_batch = sharding.batch_sharding(mesh)
+    shape = (rows, *as_size(config.pp.crop), 3)
+    dtype = jnp.uint8 if config.pp.transfer == "uint8" else jnp.float32
+    return {
+        "image": jax.ShapeDtypeStruct(shape, dtype, sharding=on_batch),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=on_batch),
+    }
+
+
 def schedule(config: Config) -> optax.Schedule:
     """Returns the learning rate as a function of the step, counted from 0.
 
