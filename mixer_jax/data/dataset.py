@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from mixer_jax.data.decode import ImageError, open_pixels, read_file
-from mixer_jax.data.jpeg import Jpeg, Pixels
+from mixer_jax.data.jpeg import Pixels, whole
 from mixer_jax.data.names import printable
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ class Example(NamedTuple):
         Raises:
           ImageError: it cannot be read.
         """
-        image = self.open()
-        return image.shrunk() if isinstance(image, Jpeg) else image
+        return whole(self.open())
 
 
 def readable(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray]]:

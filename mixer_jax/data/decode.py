@@ -28,7 +28,7 @@ from mixer_jax.data.formats import (
     significant_bits,
     tiff_pages,
 )
-from mixer_jax.data.jpeg import Jpeg, Pixels, imdecode, open_jpeg, turned
+from mixer_jax.data.jpeg import Pixels, imdecode, open_jpeg, turned, whole
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,7 @@ def decode(data: bytes, *, upright: bool = False, name: str = "an image") -> np.
     Raises:
       ImageError: the bytes are not an image, not a whole one, or too large a one.
     """
-    image = open_pixels(data, upright=upright, name=name)
-    return image.shrunk() if isinstance(image, Jpeg) else image
+    return whole(open_pixels(data, upright=upright, name=name))
 
 
 def open_pixels(

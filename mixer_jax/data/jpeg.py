@@ -118,6 +118,15 @@ def open_jpeg(data: bytes, upright: bool) -> Jpeg:
     return Jpeg(shape, data, turn, height_at, starts[end] - 2)
 
 
+def whole(image: Pixels) -> np.ndarray:
+    """Returns all of an image, uint8 [height, width, 3].
+
+    Raises:
+      ImageError: it is a JPEG file that cannot be decoded.
+    """
+    return image.shrunk() if isinstance(image, Jpeg) else image
+
+
 def part_of(image: Pixels, window: tuple[int, int, int, int]) -> np.ndarray:
     """Returns a part of an image: the window (top, left, height, width) in pixels."""
     if isinstance(image, Jpeg):
