@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from mixer_jax.data.preprocess import EvalTransform
+from mixer_jax.run.chips import CHIPS, Chip
 from mixer_jax.run.loading import LoadedModel
 from mixer_jax.variants import Patches, Variant
 from mixer_jax.weights import layout
@@ -66,6 +67,13 @@ def tfds_dir(tmp_path_factory) -> str:
     data_dir = str(tmp_path_factory.mktemp("tfds"))
     examples.prepare_tfds(data_dir)
     return data_dir
+
+
+@pytest.fixture
+def chip_of_1_gb(monkeypatch):
+    """Gives the devices of this machine published figures."""
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(CHIPS, "v1", Chip(kind, 1e9, 1e12, 1e11, 1e10))
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from configs import b16, common, digits, l16
 from mixer_jax import plan as plan_module
 from mixer_jax.model import MlpMixer
 from mixer_jax.plan import Needs, PlanError, plan
-from mixer_jax.run import chips, program, trainer
 from mixer_jax.run import config as run_config
-from mixer_jax.run.chips import CHIPS, Chip
+from mixer_jax.run import program, trainer
+from mixer_jax.run.chips import CHIPS
 
 from .run.test_trainer import tiny_config
 
@@ -98,15 +98,6 @@ def test_state_of_l16_over_eight_devices_is_a_seventh_or_less_of_replicated():
             + trainer.sharding.bytes_per_device(state.opt_state)
         )
     assert sizes[1] <= sizes[0] / 7
-
-
-@pytest.fixture
-def chip_of_1_gb(monkeypatch):
-    """Gives the devices of this machine published figures."""
-    kind = jax.devices()[0].device_kind
-    chip = Chip(kind, 1e9, flops_per_sec=1e12, hbm_bytes_per_sec=1e11)
-    chip = dataclasses.replace(chip, network_bytes_per_sec=1e10)
-    monkeypatch.setitem(chips.CHIPS, "v1", chip)
 
 
 def test_report_of_a_step_that_compiles_but_does_not_fit(monkeypatch, chip_of_1_gb):

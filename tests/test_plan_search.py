@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
 import pytest
 
 from configs import b16
@@ -11,8 +10,6 @@ from mixer_jax import plan as plan_module
 from mixer_jax.cli.runs import plan as command
 from mixer_jax.plan import Needs, PlanError
 from mixer_jax.plan_search import compare, fastest, find_best
-from mixer_jax.run import chips
-from mixer_jax.run.chips import Chip
 
 from .run.test_trainer import tiny_config
 
@@ -21,12 +18,7 @@ NEEDS = Needs(1e8, 5e7, 5e8, 7e8, flops=1e12, memory_bytes=1e11, network_bytes=1
 
 
 @pytest.fixture
-def search(monkeypatch):
-    kind = jax.devices()[0].device_kind
-    chip = Chip(kind, 1e9, flops_per_sec=1e12, hbm_bytes_per_sec=1e11)
-    chip = dataclasses.replace(chip, network_bytes_per_sec=1e10)
-    monkeypatch.setitem(chips.CHIPS, "v1", chip)
-
+def search(monkeypatch, chip_of_1_gb):
     def search(**figures):
         """Each figure is of the step that is tried first, or a function of settings."""
 
